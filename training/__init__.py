@@ -1,0 +1,1 @@
+"""Offline training: features from files, two autoencoders in sequence, thresholds, artifact."""
