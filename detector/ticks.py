@@ -126,7 +126,7 @@ class TickBatch:
     def keys(self) -> npt.NDArray[np.int64]:
         """`(n,)` int64 instrument keys, see `instrument_key`."""
         publisher = self.ticks["publisher_id"].astype(np.int64)
-        return (publisher << 32) | self.ticks["instrument_id"]
+        return np.asarray((publisher << 32) | self.ticks["instrument_id"], np.int64)
 
     @property
     def ts_event(self) -> npt.NDArray[np.int64]:

@@ -1,0 +1,348 @@
+"""Episodes: one burst of anomalous ticks is one episode that opens, updates and closes.
+
+`EpisodePolicy` says when; `EpisodeBook` is the running state of one partition; `AnomalyEvent` is
+what subscribers get. Time here is event time, and an event is a function of the input alone:
+`ts_detected` is stamped by whoever publishes it. The book knows nothing of Kafka.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from detector import kernels_episodes as k
+from detector.ticks import NS_PER_S, Quality
+
+Phase = Literal["open", "update", "close"]
+Severity = Literal["minor", "major", "critical"]
+CloseReason = Literal["quiet", "silent", "evicted"]
+
+PHASES: Final[tuple[Phase, ...]] = ("open", "update", "close")
+SEVERITIES: Final[tuple[Severity, ...]] = ("minor", "major", "critical")
+CLOSE_REASONS: Final[tuple[CloseReason, ...]] = ("quiet", "silent", "evicted")
+TOP_FEATURES: Final = 5
+MAJOR_FROM: Final = 2.0
+CRITICAL_FROM: Final = 4.0
+_BUFFER_ROWS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodePolicy:
+    """When an episode updates and closes. It opens at once, with the score at its threshold.
+
+    Parameters
+    ----------
+    close_ratio
+        A tick keeps its episode open while its score is at least this share of the threshold.
+    quiet_s
+        Event time without such a tick after which the episode closes, in seconds. The same time
+        counts for an instrument that sends nothing, on its partition's watermark.
+    update_interval_s
+        Least event time between two published updates, in seconds.
+    """
+
+    close_ratio: float = 0.8
+    quiet_s: float = 5.0
+    update_interval_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopFeature:
+    """One feature's part in an event: observed and expected value, share of the squared error."""
+
+    name: str
+    value: float
+    expected: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the tick behind an event stands: topic, partition, offset, index in the message."""
+
+    topic: str
+    partition: int
+    offset: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a closing event adds. Times are ns since the epoch, `duration_s` is `end - start`."""
+
+    reason: CloseReason
+    ts_start: int
+    ts_end: int
+    duration_s: float
+    ticks: int
+    alarms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnomalyEvent:
+    """One published fact about one episode; `docs/events.md` describes every field."""
+
+    event_id: str
+    episode_id: str
+    phase: Phase
+    symbol: str
+    publisher_id: int
+    instrument_id: int
+    ts_event: int
+    score: float
+    threshold: float
+    severity: Severity
+    severity_value: float
+    stage1_error: float
+    stage2_error: float
+    top_features: tuple[TopFeature, ...]
+    flags: tuple[str, ...]
+    model: tuple[str, str]
+    source: Source
+    summary: Summary | None
+
+    def to_dict(self, ts_detected: int) -> dict[str, Any]:
+        """Return the JSON object of the anomaly topic; `ts_detected` in ns since the epoch."""
+        body: dict[str, Any] = {
+            "schema_version": 1,
+            "event_id": self.event_id,
+            "episode_id": self.episode_id,
+            "phase": self.phase,
+            "symbol": self.symbol,
+            "publisher_id": self.publisher_id,
+            "instrument_id": self.instrument_id,
+            "ts_event": self.ts_event,
+            "ts_detected": ts_detected,
+            "score": self.score,
+            "threshold": self.threshold,
+            "severity": self.severity,
+            "severity_value": self.severity_value,
+            "stage1_error": self.stage1_error,
+            "stage2_error": self.stage2_error,
+            "top_features": [
+                {"name": f.name, "value": f.value, "expected": f.expected, "share": f.share}
+                for f in self.top_features
+            ],
+            "flags": list(self.flags),
+            "model": {"version": self.model[0], "hash": self.model[1]},
+            "source": {
+                "topic": self.source.topic,
+                "partition": self.source.partition,
+                "offset": self.source.offset,
+                "index": self.source.index,
+            },
+        }
+        if self.summary is not None:
+            body["summary"] = {
+                "reason": self.summary.reason,
+                "ts_start": self.summary.ts_start,
+                "ts_end": self.summary.ts_end,
+                "duration_s": self.summary.duration_s,
+                "ticks": self.summary.ticks,
+                "alarms": self.summary.alarms,
+            }
+        return body
+
+    def to_json(self, ts_detected: int) -> bytes:
+        """Encode `to_dict` as UTF-8 JSON."""
+        return orjson.dumps(self.to_dict(ts_detected))
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        """CloudEvents 1.0 attributes in the Kafka protocol binding's binary mode."""
+        return [
+            ("content-type", b"application/json"),
+            ("ce_specversion", b"1.0"),
+            ("ce_id", self.event_id.encode()),
+            ("ce_type", f"tapewatch.anomaly.{self.phase}.v1".encode()),
+            ("ce_source", f"/tapewatch/{self.source.topic}/{self.source.partition}".encode()),
+            ("ce_subject", self.symbol.encode()),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What the episode kernel found: a phase of one episode, before it is explained.
+
+    `row` is the batch row of the tick that caused it. `peak_row` is the row of the episode's
+    highest score, or -1 when that tick came in an earlier batch.
+    """
+
+    phase: Phase
+    reason: CloseReason
+    row: int
+    slot: int
+    key: int
+    ts_start: int
+    ts_alive: int
+    open_offset: int
+    open_index: int
+    ticks: int
+    alarms: int
+    peak_row: int
+    peak: tuple[float, float, float, float, float]
+
+
+@cache
+def event_schema() -> Mapping[str, Any]:
+    """Return the JSON Schema (draft 2020-12) that every published event satisfies."""
+    text = files("detector").joinpath("schemas/anomaly_event.schema.json").read_bytes()
+    schema: Mapping[str, Any] = orjson.loads(text)
+    return schema
+
+
+def severity_of(score: float, threshold: float, excess: float) -> tuple[Severity, float]:
+    """Return the label and the value `score / threshold * (1 + excess)`.
+
+    `excess` is how far the features lie beyond the range the model is shown, so that the value
+    still grows with an outlier whose clipped features, and with them the score, no longer do.
+    """
+    value = score / threshold * (1.0 + excess)
+    if value >= CRITICAL_FROM:
+        return "critical", value
+    return ("major" if value >= MAJOR_FROM else "minor"), value
+
+
+def episode_id(topic: str, partition: int, key: int, offset: int, index: int) -> str:
+    """Return the id of the episode that a tick opened: 32 hex digits, a function of its place."""
+    return _digest(f"{topic}\0{partition}\0{key}\0{offset}\0{index}")
+
+
+def event_id(episode: str, phase: Phase, source: Source) -> str:
+    """Return the id of one event of an episode: the same input always leads to the same id."""
+    place = f"{source.topic}\0{source.partition}\0{source.offset}\0{source.index}"
+    return _digest(f"{episode}\0{phase}\0{place}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def flag_labels(quality: int) -> tuple[str, ...]:
+    """Return the names of the `Quality` bits that are set, in order of their value."""
+    return tuple(flag.label for flag in Quality if quality & flag)
+
+
+class EpisodeBook:
+    """The running episodes of one input partition, one row for each feature-bank slot.
+
+    Parameters
+    ----------
+    slots
+        Size of the feature bank the slots come from.
+    policy
+        When episodes update and close.
+    """
+
+    def __init__(self, slots: int, policy: EpisodePolicy) -> None:
+        self._policy = policy
+        self._state = np.zeros((slots, k.STATE_COLUMNS), np.int64)
+        self._peak = np.zeros((slots, k.PEAK_COLUMNS), np.float64)
+        self._open_slots = np.zeros(slots, np.int32)
+        self._partition = np.array([np.iinfo(np.int64).min, k.NEVER, 0], np.int64)
+        # What the peak's features were: index, then value, expected, share; -1 marks unused.
+        self._top_index = np.full((slots, TOP_FEATURES), -1, np.int16)
+        self._top_values = np.zeros((slots, TOP_FEATURES, 3), np.float64)
+        self._transitions = np.zeros((_BUFFER_ROWS, k.TRANSITION_COLUMNS), np.int64)
+        self._peaks = np.zeros((_BUFFER_ROWS, k.PEAK_COLUMNS), np.float64)
+
+    @property
+    def open_episodes(self) -> int:
+        """How many episodes are open now."""
+        return int(self._partition[k.OPEN_COUNT])
+
+    def step(
+        self,
+        slots: npt.NDArray[np.int32],
+        keys: npt.NDArray[np.int64],
+        ts: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64],
+        indices: npt.NDArray[np.int32],
+        measures: npt.NDArray[np.float64],
+    ) -> list[Transition]:
+        """Advance by one batch and return what happened, in order.
+
+        `measures` is `(5, n)` float64: score, threshold, stage 1, stage 2 and excess, NaN where a
+        tick was not scored. The other columns are `(n,)`.
+        """
+        found: list[Transition] = []
+        self._age_peaks()
+        first, n = 0, len(slots)
+        while first < n:
+            self._grow_buffers()
+            first, count = k.step_episodes(
+                first,
+                slots,
+                keys,
+                ts,
+                offsets,
+                indices,
+                measures,
+                self._state,
+                self._peak,
+                self._partition,
+                self._open_slots,
+                self._policy.close_ratio,
+                round(self._policy.quiet_s * NS_PER_S),
+                round(self._policy.update_interval_s * NS_PER_S),
+                self._transitions,
+                self._peaks,
+            )
+            found.extend(self._taken(count))
+        return found
+
+    def improved_peaks(self) -> list[tuple[int, int]]:
+        """`(slot, row)` of the open episodes whose highest score lies in the last batch."""
+        open_slots = self._open_slots[: self.open_episodes]
+        rows = self._state[open_slots, k.PEAK_ROW]
+        return [(int(s), int(r)) for s, r in zip(open_slots, rows, strict=True) if r >= 0]
+
+    def remember(self, slot: int, index: npt.NDArray[np.int16], values: npt.NDArray[Any]) -> None:
+        """Keep the explanation of an episode's peak: `(K,)` feature indices, `(K, 3)` values."""
+        self._top_index[slot] = -1
+        self._top_index[slot, : len(index)] = index
+        self._top_values[slot, : len(index)] = values
+
+    def remembered(self, slot: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
+        """Return what `remember` kept for the slot, as `(index, values)`."""
+        used = self._top_index[slot] >= 0
+        return self._top_index[slot, used], self._top_values[slot, used]
+
+    def _age_peaks(self) -> None:
+        """Peaks of the last batch become peaks of an earlier one."""
+        open_slots = self._open_slots[: self.open_episodes]
+        self._state[open_slots, k.PEAK_ROW] = -1
+
+    def _grow_buffers(self) -> None:
+        need = self.open_episodes + _BUFFER_ROWS
+        if need > len(self._transitions):
+            self._transitions = np.zeros((2 * need, k.TRANSITION_COLUMNS), np.int64)
+            self._peaks = np.zeros((2 * need, k.PEAK_COLUMNS), np.float64)
+
+    def _taken(self, count: int) -> Iterator[Transition]:
+        for t, peak in zip(
+            self._transitions[:count].tolist(), self._peaks[:count].tolist(), strict=True
+        ):
+            state = t[k.STATE :]
+            yield Transition(
+                phase=PHASES[t[k.KIND]],
+                reason=CLOSE_REASONS[t[k.REASON]],
+                row=t[k.ROW],
+                slot=t[k.SLOT],
+                key=state[k.KEY],
+                ts_start=state[k.START_TS],
+                ts_alive=state[k.ALIVE_TS],
+                open_offset=state[k.OPEN_OFFSET],
+                open_index=state[k.OPEN_INDEX],
+                ticks=state[k.TICKS],
+                alarms=state[k.ALARMS],
+                peak_row=state[k.PEAK_ROW],
+                peak=tuple(peak),
+            )

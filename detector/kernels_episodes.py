@@ -1,0 +1,223 @@
+"""The episode state machine as one pure Numba pass; `events` wraps it.
+
+One row of state per feature-bank slot. Time is event time only: the kernel never sees a clock, so
+the same ticks in any batches give the same transitions.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+OPEN: Final = 0
+UPDATE: Final = 1
+CLOSE: Final = 2
+
+QUIET: Final = 0  # its own ticks stayed below the closing level for long enough
+SILENT: Final = 1  # it sent no tick while the partition's watermark moved on
+EVICTED: Final = 2  # its slot in the feature bank went to another instrument
+
+# Columns of the integer state, one row a slot.
+KEY: Final = 0
+IS_OPEN: Final = 1
+START_TS: Final = 2
+ALIVE_TS: Final = 3
+ALIVE_WATERMARK: Final = 4
+PUBLISHED_TS: Final = 5
+OPEN_OFFSET: Final = 6
+OPEN_INDEX: Final = 7
+TICKS: Final = 8
+ALARMS: Final = 9
+PEAK_ROW: Final = 10  # row of the peak in the present batch, -1 once it lies in an earlier one
+STATE_COLUMNS: Final = 11
+
+# Columns of the floating state: what was measured at the episode's peak.
+PEAK_SCORE: Final = 0
+PEAK_THRESHOLD: Final = 1
+PEAK_STAGE1: Final = 2
+PEAK_STAGE2: Final = 3
+PEAK_EXCESS: Final = 4
+PEAK_COLUMNS: Final = 5
+
+# Columns of a transition: three of its own, then the integer state as it was at that moment.
+KIND: Final = 0
+REASON: Final = 1
+ROW: Final = 2
+SLOT: Final = 3
+STATE: Final = 4
+TRANSITION_COLUMNS: Final = STATE + STATE_COLUMNS
+
+# The partition's own state.
+WATERMARK: Final = 0
+NEXT_DEADLINE: Final = 1
+OPEN_COUNT: Final = 2
+PARTITION_COLUMNS: Final = 3
+
+NEVER: Final = np.int64(2**63 - 1)
+
+
+@njit(cache=True, nogil=True)
+def _emit(
+    kind: int,
+    reason: int,
+    row: int,
+    slot: int,
+    state: Int64Array,
+    peak: Float64Array,
+    transitions: Int64Array,
+    peaks: Float64Array,
+    count: int,
+) -> int:
+    transitions[count, KIND] = kind
+    transitions[count, REASON] = reason
+    transitions[count, ROW] = row
+    transitions[count, SLOT] = slot
+    for c in range(STATE_COLUMNS):
+        transitions[count, STATE + c] = state[slot, c]
+    for c in range(PEAK_COLUMNS):
+        peaks[count, c] = peak[slot, c]
+    return count + 1
+
+
+@njit(cache=True, nogil=True)
+def _forget(
+    slot: int, state: Int64Array, partition: Int64Array, open_slots: npt.NDArray[np.int32]
+) -> None:
+    """Take a slot out of the list of open ones, keeping the others in their order of opening."""
+    state[slot, IS_OPEN] = 0
+    n = partition[OPEN_COUNT]
+    found = False
+    for i in range(n):
+        if open_slots[i] == slot:
+            found = True
+        if found and i + 1 < n:
+            open_slots[i] = open_slots[i + 1]
+    partition[OPEN_COUNT] = n - 1
+
+
+@njit(cache=True, nogil=True)
+def step_episodes(
+    first: int,
+    slots: npt.NDArray[np.int32],
+    keys: Int64Array,
+    ts: Int64Array,
+    offsets: Int64Array,
+    indices: npt.NDArray[np.int32],
+    measures: Float64Array,
+    state: Int64Array,
+    peak: Float64Array,
+    partition: Int64Array,
+    open_slots: npt.NDArray[np.int32],
+    close_ratio: float,
+    quiet_ns: int,
+    update_ns: int,
+    transitions: Int64Array,
+    peaks: Float64Array,
+) -> tuple[int, int]:
+    """Advance the episodes of one partition from row `first` on.
+
+    Parameters
+    ----------
+    first
+        Row to start from.
+    slots, keys, ts, offsets, indices
+        `(n,)` columns of the batch; a slot of -1 marks a dropped tick.
+    measures
+        `(5, n)` float64: score, threshold, stage 1, stage 2, excess; NaN where not scored.
+    state, peak, partition, open_slots
+        The running state, changed in place.
+    close_ratio, quiet_ns, update_ns
+        The policy.
+    transitions, peaks
+        Output buffers with the same number of rows.
+
+    Returns
+    -------
+    (next_row, count)
+        `next_row < n` when the buffers are full: take the transitions and call again from there.
+    """
+    n = slots.shape[0]
+    count = 0
+    for row in range(first, n):
+        slot = slots[row]
+        if slot < 0:
+            continue
+        # One tick closes at most every open episode, and opens or updates one.
+        if count + partition[OPEN_COUNT] + 2 > transitions.shape[0]:
+            return row, count
+        now = ts[row]
+        watermark = max(partition[WATERMARK], now)
+        partition[WATERMARK] = watermark
+
+        if watermark >= partition[NEXT_DEADLINE]:
+            deadline = NEVER
+            i = 0
+            while i < partition[OPEN_COUNT]:
+                other = open_slots[i]
+                due = state[other, ALIVE_WATERMARK] + quiet_ns
+                if watermark >= due:
+                    reason = QUIET if other == slot else SILENT
+                    count = _emit(CLOSE, reason, row, other, state, peak, transitions, peaks, count)
+                    _forget(other, state, partition, open_slots)
+                else:
+                    deadline = min(deadline, due)
+                    i += 1
+            partition[NEXT_DEADLINE] = deadline
+
+        if state[slot, IS_OPEN] == 1:
+            reason = -1
+            if state[slot, KEY] != keys[row]:
+                reason = EVICTED
+            elif now - state[slot, ALIVE_TS] >= quiet_ns:
+                reason = QUIET
+            if reason >= 0:
+                count = _emit(CLOSE, reason, row, slot, state, peak, transitions, peaks, count)
+                _forget(slot, state, partition, open_slots)
+
+        score = measures[0, row]
+        threshold = measures[1, row]
+        if np.isnan(score):
+            continue
+        alarm = score >= threshold
+        if state[slot, IS_OPEN] == 0:
+            if not alarm:
+                continue
+            state[slot, KEY] = keys[row]
+            state[slot, IS_OPEN] = 1
+            state[slot, START_TS] = now
+            state[slot, ALIVE_TS] = now
+            state[slot, ALIVE_WATERMARK] = watermark
+            state[slot, PUBLISHED_TS] = now
+            state[slot, OPEN_OFFSET] = offsets[row]
+            state[slot, OPEN_INDEX] = indices[row]
+            state[slot, TICKS] = 1
+            state[slot, ALARMS] = 1
+            state[slot, PEAK_ROW] = row
+            for c in range(PEAK_COLUMNS):
+                peak[slot, c] = measures[c, row]
+            open_slots[partition[OPEN_COUNT]] = slot
+            partition[OPEN_COUNT] += 1
+            partition[NEXT_DEADLINE] = min(partition[NEXT_DEADLINE], watermark + quiet_ns)
+            count = _emit(OPEN, 0, row, slot, state, peak, transitions, peaks, count)
+            continue
+        state[slot, TICKS] += 1
+        if score < close_ratio * threshold:
+            continue
+        state[slot, ALIVE_TS] = max(state[slot, ALIVE_TS], now)
+        state[slot, ALIVE_WATERMARK] = watermark
+        if alarm:
+            state[slot, ALARMS] += 1
+        if score > peak[slot, PEAK_SCORE]:
+            state[slot, PEAK_ROW] = row
+            for c in range(PEAK_COLUMNS):
+                peak[slot, c] = measures[c, row]
+        if now - state[slot, PUBLISHED_TS] >= update_ns:
+            state[slot, PUBLISHED_TS] = now
+            count = _emit(UPDATE, 0, row, slot, state, peak, transitions, peaks, count)
+    return n, count

@@ -1,0 +1,306 @@
+"""Ticks in, outcome out: features, score, decide, in that order and nowhere else.
+
+Training, replay, evaluation, benchmarks and the daemon all drive this object. It performs no I/O,
+reads no clock, logs and counts nothing: an `Outcome` states the facts, others act on them.
+
+`prepare` touches only feature banks and `finish` only the scorer and the episodes, so that one
+thread may prepare the next micro-batch while another finishes the present one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.events import (
+    TOP_FEATURES,
+    AnomalyEvent,
+    EpisodeBook,
+    EpisodePolicy,
+    Source,
+    Summary,
+    TopFeature,
+    Transition,
+    episode_id,
+    event_id,
+    flag_labels,
+    severity_of,
+)
+from detector.features import FeatureBank, FeatureBlock, FeatureSpec
+from detector.scorer import Explanation, ScoreBlock, Scorer
+from detector.symbols import SymbolMap
+from detector.ticks import Batch, Quality, split_key
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSpec:
+    """What a pipeline is, beside its model: where ticks come from, its caps and its policy.
+
+    Parameters
+    ----------
+    topic
+        Name of the input topic, part of every event's identity.
+    max_instruments
+        Cap on tracked instruments per partition; the least recently seen is evicted.
+    policy
+        When episodes update and close.
+    """
+
+    topic: str = "ticks"
+    max_instruments: int = 10_000
+    policy: EpisodePolicy = EpisodePolicy()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """One partition's batch with its features, ready to be scored."""
+
+    batch: Batch
+    block: FeatureBlock
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What one micro-batch led to.
+
+    Parameters
+    ----------
+    events
+        In order of their partition's ticks.
+    blocks, scores
+        Features and scores of each partition's batch, row by row.
+    dropped
+        Ticks that changed nothing, by reason.
+    flagged
+        Ticks processed although unusual, by flag.
+    """
+
+    events: tuple[AnomalyEvent, ...]
+    blocks: tuple[FeatureBlock, ...]
+    scores: tuple[ScoreBlock, ...]
+    dropped: dict[str, int]
+    flagged: dict[str, int]
+
+
+class Pipeline:
+    """The whole way of a tick, with the running state of every assigned partition.
+
+    Parameters
+    ----------
+    features
+        Definition of the features; its fingerprint is the model's.
+    scorer
+        The compiled two-stage model.
+    spec
+        Topic name, caps and episode policy.
+    symbols
+        Names for the events; learns from the batches.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSpec,
+        scorer: Scorer,
+        spec: PipelineSpec | None = None,
+        symbols: SymbolMap | None = None,
+    ) -> None:
+        self._features = features
+        self._scorer = scorer
+        self._spec = spec or PipelineSpec()
+        self._symbols = symbols or SymbolMap()
+        self._banks: dict[int, FeatureBank] = {}
+        self._books: dict[int, EpisodeBook] = {}
+
+    def process(self, batch: Batch) -> Outcome:
+        """Features, score, decide: the whole way of one batch of one partition."""
+        return self.finish([self.prepare(batch)])
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """Advance the partition's windows by the batch and return its features."""
+        self._symbols.learn(batch.symbols)
+        return Prepared(batch, self._bank(batch.partition).update(batch))
+
+    def finish(self, prepared: Sequence[Prepared]) -> Outcome:
+        """Score prepared batches together and decide, partition by partition."""
+        blocks = tuple(p.block for p in prepared)
+        scores = self._score(blocks)
+        events: list[AnomalyEvent] = []
+        for part, block_scores in zip(prepared, scores, strict=True):
+            events.extend(self._decide(part, block_scores))
+        dropped, flagged = count_quality([block.quality for block in blocks])
+        return Outcome(tuple(events), blocks, scores, dropped, flagged)
+
+    def release(self, partition: int) -> None:
+        """Forget a partition that now belongs to another process."""
+        self._banks.pop(partition, None)
+        self._books.pop(partition, None)
+
+    def tracked_instruments(self) -> dict[int, int]:
+        """Instruments tracked now, by partition."""
+        return {partition: bank.instruments for partition, bank in self._banks.items()}
+
+    def evictions(self) -> dict[int, int]:
+        """Instruments evicted so far, by partition."""
+        return {partition: bank.evictions for partition, bank in self._banks.items()}
+
+    def open_episodes(self) -> dict[int, int]:
+        """Open episodes, by partition."""
+        return {partition: book.open_episodes for partition, book in self._books.items()}
+
+    def _bank(self, partition: int) -> FeatureBank:
+        if partition not in self._banks:
+            self._banks[partition] = self._features.bank(self._spec.max_instruments)
+        return self._banks[partition]
+
+    def _book(self, partition: int) -> EpisodeBook:
+        if partition not in self._books:
+            self._books[partition] = EpisodeBook(self._spec.max_instruments, self._spec.policy)
+        return self._books[partition]
+
+    def _score(self, blocks: Sequence[FeatureBlock]) -> tuple[ScoreBlock, ...]:
+        """One scoring call for all partitions: small batches share a padded micro-batch."""
+        if len(blocks) == 1:
+            return (self._scorer.score(blocks[0]),)
+        joined = self._scorer.score(join_blocks(blocks))
+        ends = np.cumsum([len(block.keys) for block in blocks]).tolist()
+        starts = [0, *ends[:-1]]
+        return tuple(joined.rows_between(a, b) for a, b in zip(starts, ends, strict=True))
+
+    def _decide(self, part: Prepared, scores: ScoreBlock) -> list[AnomalyEvent]:
+        block, batch = part.block, part.batch
+        book = self._book(batch.partition)
+        measures = np.stack(
+            [scores.score, scores.threshold, scores.stage1, scores.stage2, scores.excess]
+        )
+        transitions = book.step(
+            block.slots, block.keys, block.ts, batch.offsets, batch.indices, measures
+        )
+        peaks = book.improved_peaks()
+        if not transitions and not peaks:
+            return []
+        explained = self._explain(block, transitions, peaks)
+        events = [
+            self._event(batch, block, measures, transition, explained, book)
+            for transition in transitions
+        ]
+        for slot, row in peaks:
+            book.remember(slot, *explained[row])
+        return events
+
+    def _explain(
+        self,
+        block: FeatureBlock,
+        transitions: Sequence[Transition],
+        peaks: Sequence[tuple[int, int]],
+    ) -> dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]]:
+        """Top features of every row an event or a new peak is about, in one scoring call."""
+        rows = {_row_of(t) for t in transitions} | {row for _, row in peaks}
+        order = np.array(sorted(rows - {-1}), np.int64)
+        if not len(order):
+            return {}
+        values = block.values[order]
+        explanation = self._scorer.explain(values, block.keys[order])
+        return dict(zip(order.tolist(), _top(values, explanation), strict=True))
+
+    def _event(
+        self,
+        batch: Batch,
+        block: FeatureBlock,
+        measures: npt.NDArray[np.float64],
+        transition: Transition,
+        explained: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]],
+        book: EpisodeBook,
+    ) -> AnomalyEvent:
+        row, topic = transition.row, self._spec.topic
+        source = Source(topic, batch.partition, int(batch.offsets[row]), int(batch.indices[row]))
+        episode = episode_id(
+            topic, batch.partition, transition.key, transition.open_offset, transition.open_index
+        )
+        about = _row_of(transition)
+        top, values = explained[about] if about >= 0 else book.remembered(transition.slot)
+        closing = transition.phase == "close"
+        measured = transition.peak if closing else tuple(measures[:, row].tolist())
+        score, threshold, stage1, stage2, excess = measured
+        severity, severity_value = severity_of(score, threshold, excess)
+        publisher, instrument = split_key(transition.key)
+        return AnomalyEvent(
+            event_id=event_id(episode, transition.phase, source),
+            episode_id=episode,
+            phase=transition.phase,
+            symbol=self._symbols.name(transition.key),
+            publisher_id=publisher,
+            instrument_id=instrument,
+            ts_event=transition.ts_alive if closing else int(block.ts[row]),
+            score=score,
+            threshold=threshold,
+            severity=severity,
+            severity_value=severity_value,
+            stage1_error=stage1,
+            stage2_error=stage2,
+            top_features=tuple(
+                TopFeature(self._features.names[i], *facts)
+                for i, facts in zip(top.tolist(), values.tolist(), strict=True)
+            ),
+            flags=() if closing else flag_labels(int(block.quality[row])),
+            model=(self._scorer.version, self._scorer.model_hash),
+            source=source,
+            summary=_summary(transition) if closing else None,
+        )
+
+
+def _row_of(transition: Transition) -> int:
+    """Return the batch row whose features explain the event, or -1 for an earlier batch."""
+    return transition.peak_row if transition.phase == "close" else transition.row
+
+
+def _summary(transition: Transition) -> Summary:
+    duration = (transition.ts_alive - transition.ts_start) / 1e9
+    return Summary(
+        reason=transition.reason,
+        ts_start=transition.ts_start,
+        ts_end=transition.ts_alive,
+        duration_s=duration,
+        ticks=transition.ticks,
+        alarms=transition.alarms,
+    )
+
+
+def _top(
+    values: npt.NDArray[np.float32], explanation: Explanation
+) -> list[tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]]:
+    """Per row: indices of the largest error shares, and value, expected, share of each."""
+    order = np.argsort(-explanation.share, axis=1, kind="stable")[:, :TOP_FEATURES]
+    facts = np.stack(
+        [np.take_along_axis(a, order, 1) for a in (values, explanation.expected, explanation.share)],
+        axis=2,
+    ).astype(np.float64)
+    return list(zip(order.astype(np.int16), facts, strict=True))
+
+
+def join_blocks(blocks: Sequence[FeatureBlock]) -> FeatureBlock:
+    """Concatenate feature blocks of several partitions, for scoring only."""
+    first = blocks[0]
+    names = ("values", "ready", "quality", "keys", "ts", "slots")
+    return replace(
+        first, **{name: np.concatenate([getattr(b, name) for b in blocks]) for name in names}
+    )
+
+
+def count_quality(
+    qualities: Sequence[npt.NDArray[np.uint16]],
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Count ticks by quality flag: `(dropped by reason, flagged by flag)`."""
+    dropped: dict[str, int] = {}
+    flagged: dict[str, int] = {}
+    for quality in qualities:
+        if not quality.any():
+            continue
+        for flag in Quality:
+            n = int(np.count_nonzero(quality & np.uint16(flag)))
+            if n:
+                counts = dropped if flag < Quality.LATE else flagged
+                counts[flag.label] = counts.get(flag.label, 0) + n
+    return dropped, flagged

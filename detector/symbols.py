@@ -1,0 +1,88 @@
+"""The names of instruments: learnt from messages, read from a mapping file, or `publisher:id`.
+
+A name is only for people and for the key of an event; all state goes by the instrument key.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from detector.ticks import instrument_key, split_key
+
+_COLUMNS = ("symbol", "publisher_id", "instrument_id")
+
+
+class SymbolFileError(ValueError):
+    """A mapping file that cannot be used; the message names file, line and what is allowed."""
+
+
+class SymbolMap:
+    """Instrument key to name, first come first kept, never more than `limit` learnt names.
+
+    A second name for a key already named is a collision: the first name stays, and `collisions`
+    counts it. Names given at construction do not count against the limit.
+    """
+
+    def __init__(self, names: Mapping[int, str] | None = None, limit: int = 1_000_000) -> None:
+        self._names = dict(names or {})
+        self._limit = limit + len(self._names)
+        self.collisions = 0
+
+    def learn(self, names: Mapping[int, str]) -> list[tuple[int, str, str]]:
+        """Take over new names; return the collisions as `(key, kept, refused)`."""
+        collisions = []
+        for key, name in names.items():
+            known = self._names.get(key)
+            if known is None:
+                if len(self._names) < self._limit:
+                    self._names[key] = name
+            elif known != name:
+                collisions.append((key, known, name))
+        self.collisions += len(collisions)
+        return collisions
+
+    def name(self, key: int) -> str:
+        """Return the instrument's name, or `publisher:id` where none is known."""
+        known = self._names.get(key)
+        if known is not None:
+            return known
+        publisher, instrument = split_key(key)
+        return f"{publisher}:{instrument}"
+
+
+def read_symbol_file(path: Path) -> dict[int, str]:
+    """Read a CSV file with the columns `symbol,publisher_id,instrument_id`.
+
+    Raises
+    ------
+    SymbolFileError
+        When the file, its header or one of its lines is not as above.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = csv.DictReader(lines)
+            if tuple(rows.fieldnames or ()) != _COLUMNS:
+                raise SymbolFileError(
+                    f"{path}: the header is {rows.fieldnames}, it must be {','.join(_COLUMNS)}"
+                )
+            return dict(_parsed(path, rows))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SymbolFileError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _parsed(path: Path, rows: Iterable[dict[str, str]]) -> Iterable[tuple[int, str]]:
+    for line, row in enumerate(rows, start=2):
+        try:
+            publisher, instrument = int(row["publisher_id"]), int(row["instrument_id"])
+        except (TypeError, ValueError) as error:
+            raise SymbolFileError(
+                f"{path}, line {line}: publisher_id and instrument_id must be whole numbers"
+            ) from error
+        if not (0 <= publisher < 2**16 and 0 <= instrument < 2**32 and row["symbol"]):
+            raise SymbolFileError(
+                f"{path}, line {line}: needs a symbol, publisher_id in 0..65535 and "
+                "instrument_id in 0..4294967295"
+            )
+        yield instrument_key(publisher, instrument), row["symbol"]
