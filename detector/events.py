@@ -34,7 +34,7 @@ CRITICAL_FROM: Final = 4.0
 _BUFFER_ROWS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EpisodePolicy:
     """When an episode updates and closes. It opens at once, with the score at its threshold.
 

@@ -10,7 +10,7 @@ thread may prepare the next micro-batch while another finishes the present one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,7 @@ class PipelineSpec:
 
     topic: str = "ticks"
     max_instruments: int = 10_000
-    policy: EpisodePolicy = EpisodePolicy()
+    policy: EpisodePolicy = field(default_factory=EpisodePolicy)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,7 +274,10 @@ def _top(
     """Per row: indices of the largest error shares, and value, expected, share of each."""
     order = np.argsort(-explanation.share, axis=1, kind="stable")[:, :TOP_FEATURES]
     facts = np.stack(
-        [np.take_along_axis(a, order, 1) for a in (values, explanation.expected, explanation.share)],
+        [
+            np.take_along_axis(a, order, 1)
+            for a in (values, explanation.expected, explanation.share)
+        ],
         axis=2,
     ).astype(np.float64)
     return list(zip(order.astype(np.int16), facts, strict=True))

@@ -1,0 +1,353 @@
+"""The daemon's configuration: one frozen object from TOML and environment, validated once.
+
+Nothing else in tapewatch reads the environment or a configuration file. An environment variable
+`TAPEWATCH_<SECTION>__<KEY>` overrides the file; in `[kafka.properties]` the dots of a librdkafka
+property are written as underscores there (`TAPEWATCH_KAFKA__PROPERTIES__SASL_PASSWORD`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from detector.events import EpisodePolicy
+
+ENVIRONMENT_PREFIX: Final = "TAPEWATCH_"
+MASK: Final = "**********"
+
+_OFFSETS_REASON = "tapewatch commits an offset only after the events it led to are acknowledged"
+OWNED_PROPERTIES: Final[Mapping[str, str]] = {
+    "enable.auto.commit": _OFFSETS_REASON,
+    "enable.auto.offset.store": _OFFSETS_REASON,
+    "isolation.level": "tapewatch chooses it from the delivery guarantee",
+    "transactional.id": "tapewatch chooses it from the delivery guarantee",
+    "plugin.library.paths": "it would load foreign code into the daemon",
+    "bootstrap.servers": "set kafka.bootstrap_servers instead",
+    "metadata.broker.list": "set kafka.bootstrap_servers instead",
+    "group.id": "set kafka.group_id instead",
+    "client.id": "set kafka.client_id instead",
+    "enable.partition.eof": "tapewatch does not read to an end",
+    "message.timeout.ms": "an event is retried until it is acknowledged",
+    "delivery.timeout.ms": "an event is retried until it is acknowledged",
+    "acks": "events are acknowledged by all in-sync replicas",
+    "request.required.acks": "events are acknowledged by all in-sync replicas",
+    "enable.idempotence": "repeats by the producer itself must not happen",
+    "dr_cb": "callbacks are tapewatch's own",
+    "error_cb": "callbacks are tapewatch's own",
+    "stats_cb": "callbacks are tapewatch's own",
+}
+_SECRET: Final = re.compile(r"password|secret|\.key\.pem$|oauthbearer\.config|token|jaas")
+_TOPIC: Final = re.compile(r"^[a-zA-Z0-9._-]{1,249}$")
+
+
+class ConfigError(ValueError):
+    """Configuration that cannot be used; every line names a key, its value and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Property = Annotated[
+    str | SecretStr,
+    PlainSerializer(lambda v: MASK if isinstance(v, SecretStr) else v, return_type=str),
+]
+
+
+class KafkaConfig(_Section):
+    """How to reach Kafka."""
+
+    bootstrap_servers: str = Field(
+        default="localhost:9092", min_length=1, description="Brokers as host:port, by comma."
+    )
+    group_id: str = Field(
+        default="tapewatch", min_length=1, description="Consumer group; its members share the work."
+    )
+    client_id: str = Field(default="tapewatch", description="Name in the brokers' logs and quotas.")
+    properties: dict[str, Property] = Field(
+        default_factory=dict,
+        description="librdkafka properties passed through, for example security.protocol.",
+    )
+
+    @field_validator("properties", mode="before")
+    @classmethod
+    def _pass_through(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        return {name: _property(name, value) for name, value in given.items()}
+
+    def plain_properties(self) -> dict[str, str]:
+        """Return the passed-through properties with secrets in clear, for the client only."""
+        return {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in self.properties.items()
+        }
+
+
+def _property(name: str, value: object) -> str | SecretStr:
+    """Check one librdkafka property and hide its value if it is a secret."""
+    if name in OWNED_PROPERTIES:
+        raise ValueError(f"{name} cannot be set: {OWNED_PROPERTIES[name]}")
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, str | int | float | bool):
+        # pydantic reports a ValueError with its key; a TypeError would pass through it
+        raise ValueError(f"{name} must be a string, a number or a boolean")  # noqa: TRY004
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return SecretStr(text) if _SECRET.search(name) else text
+
+
+class TopicsConfig(_Section):
+    """Names of the topics."""
+
+    ticks: str = Field(default="ticks", description="Input.")
+    anomalies: str = Field(default="anomalies", description="Events, keyed by symbol.")
+    dead_letters: str = Field(
+        default="anomalies.dlq", description="Messages that could not be decoded, byte for byte."
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _legal(cls, name: str) -> str:
+        if not _TOPIC.match(name) or name in {".", ".."}:
+            raise ValueError("a topic name has 1 to 249 of the characters a-z A-Z 0-9 . _ -")
+        return name
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TopicsConfig:
+        if len({self.ticks, self.anomalies, self.dead_letters}) < 3:
+            raise ValueError("ticks, anomalies and dead_letters must be three different topics")
+        return self
+
+
+class InputConfig(_Section):
+    """What the messages of the tick topic look like."""
+
+    format: Literal["dbn", "json", "vector"] = Field(
+        default="dbn", description="Encoding of a message; docs/input.md defines each."
+    )
+    trade_book: Literal["before", "after"] = Field(
+        default="after",
+        description="Whether dbn trade records carry the book before or after the trade. "
+        "Databento's own feed has it before; what `tapewatch replay` writes has it after.",
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="Column names of vector messages; default: the model's."
+    )
+    symbols_file: Path | None = Field(
+        default=None, description="CSV with symbol,publisher_id,instrument_id."
+    )
+    latency_from: Literal["kafka", "ts_recv"] = Field(
+        default="kafka",
+        description="Start of the tick-to-event latency: the record's Kafka timestamp, or the "
+        "tick's ts_recv (live feeds only).",
+    )
+
+
+class ModelConfig(_Section):
+    """Which artifact scores the ticks."""
+
+    path: Path = Field(default=Path("model"), description="Folder written by `tapewatch train`.")
+    threads: int = Field(
+        default=1, ge=1, le=256, description="TensorFlow threads within one operation."
+    )
+
+
+class BatchConfig(_Section):
+    """Bounds of a micro-batch."""
+
+    max_size: int = Field(default=4096, ge=1, le=65_536, description="Ticks in a micro-batch.")
+    max_delay_ms: float = Field(
+        default=1.0,
+        ge=0,
+        le=1000,
+        description="How long a tick may wait for others to share its micro-batch, in ms.",
+    )
+
+
+class FeaturesConfig(_Section):
+    """Caps of the feature state."""
+
+    max_instruments: int = Field(
+        default=10_000,
+        ge=1,
+        le=5_000_000,
+        description="Instruments tracked per partition; beyond it the least recently seen goes.",
+    )
+
+
+class EpisodesConfig(_Section):
+    """When an episode updates and closes."""
+
+    close_ratio: float = Field(
+        default=EpisodePolicy.close_ratio,
+        gt=0,
+        le=1,
+        description="Share of the threshold that keeps an episode open.",
+    )
+    quiet_s: float = Field(
+        default=EpisodePolicy.quiet_s,
+        gt=0,
+        le=86_400 * 30,
+        description="Event time without such a tick after which it closes, in seconds.",
+    )
+    update_interval_s: float = Field(
+        default=EpisodePolicy.update_interval_s,
+        gt=0,
+        le=86_400 * 30,
+        description="Least event time between two updates, in seconds.",
+    )
+
+    def policy(self) -> EpisodePolicy:
+        """Return the same as the pipeline's own type."""
+        return EpisodePolicy(self.close_ratio, self.quiet_s, self.update_interval_s)
+
+
+class CommitConfig(_Section):
+    """When input offsets are committed."""
+
+    interval_ms: int = Field(
+        default=1000, ge=10, le=60_000, description="Time between two offset commits, in ms."
+    )
+
+
+class HttpConfig(_Section):
+    """The port of /metrics, /healthz and /readyz."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=9108, ge=0, le=65_535, description="Port; 0 takes a free one.")
+
+
+class LogConfig(_Section):
+    """The log on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level shown."
+    )
+    format: Literal["json", "console"] = Field(
+        default="json", description="One JSON object a line, or text for a terminal."
+    )
+
+
+class Config(_Section):
+    """Everything `tapewatch run` can be told."""
+
+    delivery: Literal["at_least_once"] = Field(
+        default="at_least_once",
+        description="Guarantee for events: repeats are possible after a crash and carry the same "
+        "event_id.",
+    )
+    kafka: KafkaConfig = KafkaConfig()
+    topics: TopicsConfig = TopicsConfig()
+    input: InputConfig = InputConfig()
+    model: ModelConfig = ModelConfig()
+    batch: BatchConfig = BatchConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    episodes: EpisodesConfig = EpisodesConfig()
+    commit: CommitConfig = CommitConfig()
+    http: HttpConfig = HttpConfig()
+    log: LogConfig = LogConfig()
+
+
+def load_config(path: Path | None, environment: Mapping[str, str] | None = None) -> Config:
+    """Read the file, if any, lay the environment over it and validate both together.
+
+    Relative paths in the file are relative to the file's folder.
+
+    Raises
+    ------
+    ConfigError
+        Names every wrong key with the value received and what is allowed.
+    """
+    values = {} if path is None else _read_toml(path)
+    environment = os.environ if environment is None else environment
+    _overlay(values, environment)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from None  # the cause would print secrets
+    return config if path is None else _anchor(config, path.parent)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from error
+
+
+def _overlay(values: dict[str, Any], environment: Mapping[str, str]) -> None:
+    """Lay `TAPEWATCH_*` variables over the values, refusing those that name no key."""
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(
+            f"{ENVIRONMENT_PREFIX}TEST_"
+        ):
+            continue
+        parts = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if parts[0] not in Config.model_fields:
+            if len(parts) == 1:
+                continue  # a variable of another tapewatch command
+            raise ConfigError(f"environment {variable}: there is no section '{parts[0]}'")
+        if parts[:2] == ["kafka", "properties"] and len(parts) == 3:
+            parts[2] = parts[2].replace("_", ".")
+        place = values
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"environment {variable}: '{part}' is not a section")
+        place[parts[-1]] = tuple(text.split(",")) if parts[-1] == "columns" else text
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    """One line for each wrong key: key, value unless secret, what is allowed."""
+    lines = [f"configuration {path if path is not None else '(environment)'} cannot be used:"]
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            allowed = ", ".join(_siblings(problem["loc"]))
+            lines.append(f"  {key}: no such key; allowed here: {allowed}")
+            continue
+        given = problem["input"]
+        shown = "" if isinstance(given, dict) or _SECRET.search(key) else f" = {given!r}"
+        lines.append(f"  {key}{shown}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
+
+
+def _siblings(place: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in place[:-1]:
+        section = model.model_fields[str(part)].annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            break
+        model = section
+    return list(model.model_fields)
+
+
+def _anchor(config: Config, folder: Path) -> Config:
+    """Make the relative paths of a file relative to that file."""
+    symbols = config.input.symbols_file
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": folder / config.model.path}),
+            "input": config.input.model_copy(
+                update={"symbols_file": None if symbols is None else folder / symbols}
+            ),
+        }
+    )

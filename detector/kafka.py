@@ -1,0 +1,438 @@
+"""Kafka at the edge: fetch messages by partition, publish with acknowledgements, create topics.
+
+The only module, beside `broker`, that imports `confluent_kafka`. It knows no tick and no event;
+what it hands over are bytes, offsets and acknowledgements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+Headers = Sequence[tuple[str, bytes]]
+ConsumerProtocol: Final = "cooperative-sticky"
+_IDLE_S: Final = 0.1
+_STATISTICS_MS: Final = 2000
+_UNUSABLE: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,  # noqa: SLF001  (the client's public names start so)
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+
+
+class KafkaUnusableError(RuntimeError):
+    """Kafka refuses what tapewatch needs; waiting would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach a cluster: brokers, client name and further librdkafka properties."""
+
+    bootstrap_servers: str
+    client_id: str = "tapewatch"
+    properties: Mapping[str, str] | None = None
+
+    def settings(self, **more: object) -> dict[str, object]:
+        """Return librdkafka properties, the caller's own last."""
+        return {
+            **(self.properties or {}),
+            "bootstrap.servers": self.bootstrap_servers,
+            "client.id": self.client_id,
+            "logger": logging.getLogger("librdkafka"),
+            **more,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartitionMessages:
+    """Messages of one partition in offset order: `values` and `(n,)` int64 `offsets`."""
+
+    partition: int
+    values: list[bytes | None]
+    offsets: npt.NDArray[np.int64]
+    messages: list[Message]
+
+    def timestamp_ms(self, offset: int) -> int | None:
+        """Return the Kafka timestamp of the message at the offset, or None if it has none."""
+        message = self.messages[int(np.searchsorted(self.offsets, offset))]
+        kind, timestamp = message.timestamp()
+        return None if kind == TIMESTAMP_NOT_AVAILABLE else int(timestamp)
+
+    def headers(self) -> list[list[tuple[str, bytes]] | None]:
+        """Return every message's headers, as librdkafka hands them over."""
+        return cast("list[list[tuple[str, bytes]] | None]", [m.headers() for m in self.messages])
+
+
+class Assignment(Protocol):
+    """What wants to know which partitions are ours. Called from within `TickConsumer.fetch`."""
+
+    def assigned(self, partitions: list[int]) -> None:
+        """Partitions now ours; may be empty."""
+
+    def revoked(self, partitions: list[int]) -> None:
+        """Partitions about to go to another member: finish and commit them now."""
+
+    def lost(self, partitions: list[int]) -> None:
+        """Partitions that are another member's already: nothing may be committed."""
+
+
+class Health:
+    """Whether the brokers can be reached, as librdkafka's callbacks tell it; thread-safe."""
+
+    def __init__(self) -> None:
+        self._brokers_up = 0
+        self._last_error = "not connected yet"
+        self.fatal: KafkaUnusableError | None = None
+
+    @property
+    def reachable(self) -> bool:
+        """At least one broker connection is up."""
+        return self._brokers_up > 0
+
+    @property
+    def last_error(self) -> str:
+        """Return the latest error librdkafka told, for people."""
+        return self._last_error
+
+    def on_error(self, error: KafkaError) -> None:
+        """Take librdkafka's error callback."""
+        self._last_error = error.str()
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self._brokers_up = 0
+        if error.fatal() or error.code() in _UNUSABLE:
+            self.fatal = KafkaUnusableError(f"Kafka: {error.name()}: {error.str()}")
+
+    def on_statistics(self, text: str) -> None:
+        """Take librdkafka's statistics callback."""
+        brokers = orjson.loads(text).get("brokers", {}).values()
+        self._brokers_up = sum(b.get("state") == "UP" and b.get("nodeid", -1) >= 0 for b in brokers)
+
+
+class TickConsumer:
+    """A member of a consumer group that hands over messages partition by partition.
+
+    Parameters
+    ----------
+    connection
+        The cluster.
+    group_id, topic
+        Consumer group and input topic.
+    assignment
+        Told which partitions come and go.
+    """
+
+    def __init__(
+        self, connection: Connection, group_id: str, topic: str, assignment: Assignment
+    ) -> None:
+        self.health = Health()
+        self._topic = topic
+        self._assignment = assignment
+        self._assigned: set[int] = set()
+        self._commit_errors = 0
+        settings: dict[str, object] = {
+            "auto.offset.reset": "earliest",
+            "partition.assignment.strategy": ConsumerProtocol,
+            "fetch.wait.max.ms": 50,
+            "queued.max.messages.kbytes": 65_536,
+            **connection.settings(),
+            "group.id": group_id,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "statistics.interval.ms": _STATISTICS_MS,
+            "error_cb": self.health.on_error,
+            "stats_cb": self.health.on_statistics,
+            "on_commit": self._committed,
+        }
+        self._consumer = Consumer(settings)
+
+    @property
+    def assigned_partitions(self) -> frozenset[int]:
+        """The partitions that are ours now."""
+        return frozenset(self._assigned)
+
+    @property
+    def commit_errors(self) -> int:
+        """Offset commits that failed so far; the next one repeats them."""
+        return self._commit_errors
+
+    def subscribe(self) -> None:
+        """Join the group."""
+        self._consumer.subscribe(
+            [self._topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    def topics(self, timeout_s: float) -> dict[str, int]:
+        """Return the cluster's topics with their partition counts.
+
+        Raises
+        ------
+        TimeoutError
+            When no broker answers in time.
+        """
+        try:
+            listed = self._consumer.list_topics(timeout=timeout_s).topics
+        except KafkaException as error:
+            self.poll_events()
+            raise TimeoutError(str(error.args[0].str())) from error
+        return {name: len(topic.partitions) for name, topic in listed.items()}
+
+    def poll_events(self) -> None:
+        """Serve callbacks while nothing is subscribed."""
+        self._consumer.poll(0)
+
+    def fetch(self, max_messages: int, max_delay_s: float) -> list[PartitionMessages]:
+        """Wait shortly for a first message, then up to `max_delay_s` for others to join it."""
+        messages = self._consumer.consume(1, _IDLE_S)
+        if messages and max_messages > 1:
+            messages += self._consumer.consume(max_messages - 1, max_delay_s)
+        return self._by_partition(self._without_errors(messages))
+
+    def commit(self, positions: Mapping[int, int], *, wait: bool) -> None:
+        """Commit next offsets by partition; with `wait`, failures raise KafkaException."""
+        if not positions:
+            return
+        offsets = [TopicPartition(self._topic, p, offset) for p, offset in positions.items()]
+        if wait:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        else:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+
+    def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """Messages between the given next offsets and the end, from cached watermarks."""
+        lags: dict[int, int] = {}
+        for partition, offset in positions.items():
+            with contextlib.suppress(KafkaException):
+                place = TopicPartition(self._topic, partition)
+                _, high = self._consumer.get_watermark_offsets(place, cached=True)
+                if high >= 0:
+                    lags[partition] = max(0, high - offset)
+        return lags
+
+    def close(self) -> None:
+        """Leave the group; calls `Assignment.revoked` for what is still ours."""
+        self._consumer.close()
+
+    def _without_errors(self, messages: list[Message]) -> list[Message]:
+        errors = [error for m in messages if (error := m.error()) is not None]
+        if not errors:
+            return messages
+        for error in errors:
+            self.health.on_error(error)
+            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                self.health.fatal = KafkaUnusableError(
+                    f"Kafka: topic {self._topic} does not exist (any more)"
+                )
+        return [m for m in messages if m.error() is None]
+
+    def _by_partition(self, messages: list[Message]) -> list[PartitionMessages]:
+        if not messages:
+            return []
+        n = len(messages)
+        partitions = np.fromiter([m.partition() for m in messages], np.int32, n)
+        offsets = np.fromiter([m.offset() for m in messages], np.int64, n)
+        values = [m.value() for m in messages]
+        if (partitions == partitions[0]).all():
+            return [PartitionMessages(int(partitions[0]), values, offsets, messages)]
+        return [
+            PartitionMessages(
+                partition, [values[i] for i in rows], offsets[rows], [messages[i] for i in rows]
+            )
+            for partition in np.unique(partitions).tolist()
+            for rows in (np.flatnonzero(partitions == partition),)
+        ]
+
+    def _committed(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
+        if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
+            self._commit_errors += 1
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [p.partition for p in partitions]
+        self._assigned |= set(numbers)
+        self._assignment.assigned(numbers)
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [p.partition for p in partitions]
+        self._assignment.revoked(numbers)
+        self._assigned -= set(numbers)
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [p.partition for p in partitions]
+        self._assignment.lost(numbers)
+        self._assigned -= set(numbers)
+
+
+Acknowledge = Callable[[str | None], None]
+"""Called once per published record, from the delivery thread: None, or what went wrong."""
+
+
+class Publisher:
+    """Publishes records; delivery reports are served by a thread of its own.
+
+    The producer is idempotent and retries without end, so that only a permanent refusal fails.
+    When its queue is full, `publish` waits: a slow broker slows its caller.
+    """
+
+    def __init__(self, connection: Connection, **settings: object) -> None:
+        self.health = Health()
+        self._producer = Producer(
+            {
+                "linger.ms": 0,
+                "compression.type": "lz4",
+                "message.max.bytes": 64 * 1024 * 1024,
+                **connection.settings(),
+                "enable.idempotence": True,
+                "message.timeout.ms": 0,
+                "error_cb": self.health.on_error,
+                **settings,
+            }
+        )
+        self._closing = threading.Event()
+        self._deliveries = threading.Thread(
+            target=self._serve_deliveries, name="deliveries", daemon=True
+        )
+        self._deliveries.start()
+
+    def publish(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        acknowledge: Acknowledge | None = None,
+        partition: int = -1,
+    ) -> None:
+        """Hand one record over, waiting while the producer's queue is full."""
+
+        def report(error: KafkaError | None, _: Message) -> None:
+            if acknowledge is not None:
+                acknowledge(None if error is None else f"{error.name()}: {error.str()}")
+
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    value=value,
+                    key=key,
+                    headers=list(headers),
+                    partition=partition,
+                    on_delivery=report,
+                )
+            except BufferError:
+                time.sleep(0.005)
+            except KafkaException as error:  # refused at once, for example for its size
+                if acknowledge is None:
+                    raise
+                acknowledge(str(error.args[0]))
+                return
+            else:
+                return
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait for acknowledgements; return how many records are still without one."""
+        deadline = time.monotonic() + timeout_s
+        while len(self._producer) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return len(self._producer)
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Flush, then stop; return how many records were never acknowledged."""
+        left = self.flush(timeout_s)
+        self._closing.set()
+        self._deliveries.join()
+        return left
+
+    def _serve_deliveries(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(0.05)
+        self._producer.poll(0)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """A topic to be created: its name, partitions and settings."""
+
+    name: str
+    partitions: int
+    settings: Mapping[str, str]
+
+
+def create_topics(
+    connection: Connection, plans: Iterable[TopicPlan], replication: int, timeout_s: float = 15.0
+) -> dict[str, str]:
+    """Create topics; return by name `created`, `exists`, or what went wrong."""
+    admin = AdminClient(cast("dict[str, str | int | float | bool]", connection.settings()))
+    wanted = [
+        NewTopic(
+            plan.name,
+            num_partitions=plan.partitions,
+            replication_factor=replication,
+            config=dict(plan.settings),
+        )
+        for plan in plans
+    ]
+    results: dict[str, str] = {}
+    for name, future in admin.create_topics(wanted, request_timeout=timeout_s).items():
+        try:
+            future.result(timeout_s + 5)
+        except KafkaException as error:
+            exists = error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
+            results[name] = "exists" if exists else str(error.args[0].str())
+        else:
+            results[name] = "created"
+    return results
+
+
+def follow(
+    connection: Connection, topic: str, group_id: str, *, from_beginning: bool
+) -> Iterator[Message | None]:
+    """Read a topic as a plain subscriber; yields None while there is nothing.
+
+    Commits nothing, so that following a topic leaves no trace.
+    """
+    settings: dict[str, Any] = {
+        "auto.offset.reset": "earliest" if from_beginning else "latest",
+        **connection.settings(),
+        "group.id": group_id,
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+    }
+    health = Health()
+    consumer = Consumer({**settings, "error_cb": health.on_error})
+    consumer.subscribe([topic])
+    try:
+        while True:
+            message = consumer.poll(0.2)
+            if health.fatal is not None:
+                raise health.fatal
+            if message is not None and (error := message.error()) is not None:
+                raise KafkaUnusableError(f"Kafka: {error.str()}")
+            yield message
+    finally:
+        consumer.close()
