@@ -12,7 +12,8 @@ than a demo or a test:
   within that distance of its reader.
 - A topic appears with four partitions when it is first asked for by name; CreateTopics requests
   are not answered, neither partition counts nor topic settings can be chosen, nothing is compacted.
-- A group's first rebalance takes three seconds.
+- A group's first rebalance takes three seconds; after a member left, the next one takes the group's
+  session timeout.
 - Transactions are acknowledged, but not isolated: a `read_committed` reader also sees what was
   aborted.
 - No authentication, no encryption, no quotas; it listens on 127.0.0.1 alone.

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from detector.broker import EmbeddedBroker
 from tests.kafka_broker import KafkaBroker, KafkaUnavailableError
