@@ -153,6 +153,7 @@ class TickConsumer:
         self._assignment = assignment
         self._assigned: set[int] = set()
         self._commit_errors = 0
+        self.waited_s = 0.0  # how long the first message of the last fetch waited for others
         settings: dict[str, object] = {
             "auto.offset.reset": "earliest",
             "partition.assignment.strategy": ConsumerProtocol,
@@ -211,18 +212,27 @@ class TickConsumer:
         """Wait shortly for a first message, then up to `max_delay_s` for others to join it."""
         messages = self._consumer.consume(1, _IDLE_S)
         if messages and max_messages > 1:
+            began = time.perf_counter()
             messages += self._consumer.consume(max_messages - 1, max_delay_s)
+            self.waited_s = time.perf_counter() - began
         return self._by_partition(self._without_errors(messages))
 
-    def commit(self, positions: Mapping[int, int], *, wait: bool) -> None:
-        """Commit next offsets by partition; with `wait`, failures raise KafkaException."""
+    def commit(self, positions: Mapping[int, int], *, wait: bool) -> str | None:
+        """Commit next offsets by partition; return what went wrong, as far as it is known yet.
+
+        Without `wait` a later failure is counted in `commit_errors`.
+        """
         if not positions:
-            return
+            return None
         offsets = [TopicPartition(self._topic, p, offset) for p, offset in positions.items()]
-        if wait:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        else:
-            self._consumer.commit(offsets=offsets, asynchronous=True)
+        try:
+            if wait:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+            else:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            return str(error.args[0].str())
+        return None
 
     def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
         """Messages between the given next offsets and the end, from cached watermarks."""

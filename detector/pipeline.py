@@ -110,7 +110,7 @@ class Pipeline:
         self._features = features
         self._scorer = scorer
         self._spec = spec or PipelineSpec()
-        self._symbols = symbols or SymbolMap()
+        self.symbols = symbols or SymbolMap()
         self._banks: dict[int, FeatureBank] = {}
         self._books: dict[int, EpisodeBook] = {}
 
@@ -120,7 +120,6 @@ class Pipeline:
 
     def prepare(self, batch: Batch) -> Prepared:
         """Advance the partition's windows by the batch and return its features."""
-        self._symbols.learn(batch.symbols)
         return Prepared(batch, self._bank(batch.partition).update(batch))
 
     def finish(self, prepared: Sequence[Prepared]) -> Outcome:
@@ -129,6 +128,8 @@ class Pipeline:
         scores = self._score(blocks)
         events: list[AnomalyEvent] = []
         for part, block_scores in zip(prepared, scores, strict=True):
+            if part.batch.symbols:
+                self.symbols.learn(part.batch.symbols)
             events.extend(self._decide(part, block_scores))
         dropped, flagged = count_quality([block.quality for block in blocks])
         return Outcome(tuple(events), blocks, scores, dropped, flagged)
@@ -145,6 +146,11 @@ class Pipeline:
     def evictions(self) -> dict[int, int]:
         """Instruments evicted so far, by partition."""
         return {partition: bank.evictions for partition, bank in self._banks.items()}
+
+    def admissions(self, partition: int) -> int:
+        """How often an instrument was newly tracked in the partition."""
+        bank = self._banks.get(partition)
+        return 0 if bank is None else bank.instruments + bank.evictions
 
     def open_episodes(self) -> dict[int, int]:
         """Open episodes, by partition."""
@@ -230,7 +236,7 @@ class Pipeline:
             event_id=event_id(episode, transition.phase, source),
             episode_id=episode,
             phase=transition.phase,
-            symbol=self._symbols.name(transition.key),
+            symbol=self.symbols.name(transition.key),
             publisher_id=publisher,
             instrument_id=instrument,
             ts_event=transition.ts_alive if closing else int(block.ts[row]),

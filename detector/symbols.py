@@ -21,27 +21,29 @@ class SymbolFileError(ValueError):
 class SymbolMap:
     """Instrument key to name, first come first kept, never more than `limit` learnt names.
 
-    A second name for a key already named is a collision: the first name stays, and `collisions`
-    counts it. Names given at construction do not count against the limit.
+    A second name for a key already named is a collision: the first name stays, and
+    `take_collisions` tells of it. Names given at construction do not count against the limit.
     """
 
     def __init__(self, names: Mapping[int, str] | None = None, limit: int = 1_000_000) -> None:
         self._names = dict(names or {})
         self._limit = limit + len(self._names)
-        self.collisions = 0
+        self._collisions: dict[tuple[int, str], str] = {}
 
-    def learn(self, names: Mapping[int, str]) -> list[tuple[int, str, str]]:
-        """Take over new names; return the collisions as `(key, kept, refused)`."""
-        collisions = []
+    def learn(self, names: Mapping[int, str]) -> None:
+        """Take over the names of keys that have none yet."""
         for key, name in names.items():
             known = self._names.get(key)
             if known is None:
                 if len(self._names) < self._limit:
                     self._names[key] = name
-            elif known != name:
-                collisions.append((key, known, name))
-        self.collisions += len(collisions)
-        return collisions
+            elif known != name and len(self._collisions) < self._limit:
+                self._collisions[key, name] = known
+
+    def take_collisions(self) -> list[tuple[int, str, str]]:
+        """Return the collisions since the last call as `(key, kept, refused)`."""
+        taken, self._collisions = self._collisions, {}
+        return [(key, kept, refused) for (key, refused), kept in taken.items()]
 
     def name(self, key: int) -> str:
         """Return the instrument's name, or `publisher:id` where none is known."""

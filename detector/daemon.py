@@ -1,0 +1,538 @@
+"""The long-running process: fetch, decode, features | score, decide, publish | commit.
+
+Two threads do the work, so that features of the next micro-batch are computed while the present
+one is scored: *intake* (the caller's thread) owns the consumer, the decoder and the feature banks;
+*decision* owns the scorer, the episodes and what is published. Between them stands a queue of two
+micro-batches; when decision or the brokers are slow, intake waits and consumption slows down.
+Delivery reports come on a third thread and only settle tickets in the ledger.
+
+This is the only module that joins I/O, pipeline and metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+import structlog
+
+from detector.events import AnomalyEvent
+from detector.kafka import (
+    KafkaUnusableError,
+    PartitionMessages,
+    Publisher,
+    TickConsumer,
+)
+from detector.ledger import Ledger, Ticket
+from detector.metrics import STALE_AFTER_S, Metrics
+from detector.pipeline import Outcome, Pipeline, Prepared
+from detector.ticks import UNDEFINED_TIME, TickBatch
+from detector.wire import Decoder
+
+_log = structlog.get_logger("tapewatch")
+
+DRAIN_S: Final = 5.0
+"""Time that a revocation or a shutdown may spend on finishing what is under way."""
+_QUEUED_BATCHES: Final = 2
+_BEAT_LIMIT_S: Final = 30.0
+_DEAD_LETTER_PART_BYTES: Final = 64 * 1024
+
+
+class DaemonFailedError(RuntimeError):
+    """The daemon cannot go on; nothing was committed beyond what was acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the daemon itself needs to know; the rest is in its parts.
+
+    Parameters
+    ----------
+    anomalies, dead_letters, ticks
+        Topic names.
+    max_batch_size, max_delay_s
+        Bounds of a micro-batch: ticks, and the time its first tick may wait, in seconds.
+    commit_interval_s
+        Time between two offset commits, in seconds.
+    latency_from_recv
+        Measure tick-to-event from `ts_recv` instead of the Kafka timestamp.
+    """
+
+    ticks: str
+    anomalies: str
+    dead_letters: str
+    max_batch_size: int = 4096
+    max_delay_s: float = 0.001
+    commit_interval_s: float = 1.0
+    latency_from_recv: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One micro-batch on its way from intake to decision."""
+
+    prepared: list[Prepared]
+    rejected: list[tuple[PartitionMessages, int, str]]
+    messages: dict[int, PartitionMessages]
+    generations: Mapping[int, int]
+    ticket: Ticket
+
+
+@dataclass(slots=True)
+class _Assigned:
+    """What is known of the assignment: next offsets, and how often each partition was given up."""
+
+    joined: bool = False
+    positions: dict[int, int] = field(default_factory=dict)
+    generations: dict[int, int] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Sees every micro-batch's outcome, for the terminal view of the demo."""
+
+    def observe(self, outcome: Outcome) -> None:
+        """Take one outcome; called from the decision thread."""
+
+
+class Daemon:
+    """Consumes ticks and publishes anomaly events until told to stop.
+
+    Parameters
+    ----------
+    settings
+        Topic names, batching, commit interval.
+    pipeline, decoder
+        What happens to the bytes in between.
+    consumer
+        Builds the consumer, given the daemon as its `Assignment`.
+    publisher
+        Where events and dead letters go.
+    metrics
+        Observed once a micro-batch.
+    observer
+        Sees every outcome.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        decoder: Decoder,
+        consumer: Callable[[Daemon], TickConsumer],
+        publisher: Publisher,
+        metrics: Metrics,
+        observer: Observer | None = None,
+    ) -> None:
+        self._settings = settings
+        self._pipeline = pipeline
+        self._decoder = decoder
+        self._publisher = publisher
+        self._metrics = metrics
+        self._observer = observer
+        self._consumer = consumer(self)
+        self._ledger = Ledger()
+        self._work: queue.Queue[_Work | None] = queue.Queue(_QUEUED_BATCHES)
+        self._decision = threading.Thread(target=self._decide_all, name="decision", daemon=True)
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._assigned = _Assigned()
+        self._partition_of: dict[int, int] = {}
+        self._tracked: dict[int, int] = {}
+        self._ticks_per_message = 1.0
+        self._beat = time.monotonic()
+        self._commit_due = 0.0
+        self._commit_errors_seen = 0
+        self._started = False
+        self._winding_down = False
+
+    # ---- life ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until `stop`; returns after everything taken in is published and committed.
+
+        Raises
+        ------
+        DaemonFailedError
+            When Kafka refuses what is needed, or a record was refused for good.
+        """
+        self._wait_for_topics()
+        if self._stop.is_set():
+            return
+        self._decision.start()
+        self._consumer.subscribe()
+        self._started = True
+        try:
+            while not self._stop.is_set() and self._failure is None:
+                self._intake()
+        finally:
+            self._wind_down()
+        if self._failure is not None:
+            raise DaemonFailedError(str(self._failure)) from self._failure
+
+    def stop(self) -> None:
+        """Ask `run` to finish; safe from a signal handler."""
+        self._stop.set()
+
+    def healthy(self) -> tuple[bool, str]:
+        """Whether the loop is alive: it came round within the last 30 seconds."""
+        silent_s = time.monotonic() - self._beat
+        if self._failure is not None:
+            return False, f"failed: {self._failure}"
+        if silent_s > _BEAT_LIMIT_S:
+            return False, f"the loop has not come round for {silent_s:.0f} s"
+        return True, "alive"
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether ticks would be processed now."""
+        if self._failure is not None or self._stop.is_set():
+            answer = (False, "stopping")
+        elif not self._started:
+            answer = (False, "waiting for Kafka and its topics")
+        elif not self._assigned.joined:
+            answer = (False, "waiting for the consumer group's assignment")
+        elif not self._consumer.health.reachable:
+            answer = (False, f"no broker reachable: {self._consumer.health.last_error}")
+        else:
+            n = len(self._consumer.assigned_partitions)
+            answer = (True, f"ready with {n} partitions")
+        self._metrics.ready.set(answer[0])
+        return answer
+
+    def _wait_for_topics(self) -> None:
+        """Wait with backoff until a broker answers; refuse to start without the topics."""
+        wanted = (self._settings.ticks, self._settings.anomalies, self._settings.dead_letters)
+        wait_s = 0.5
+        while not self._stop.is_set():
+            self._beat = time.monotonic()
+            try:
+                topics = self._consumer.topics(timeout_s=5.0)
+            except TimeoutError as error:
+                self._raise_if_unusable()
+                _log.warning("kafka is not reachable, waiting", error=str(error), wait_s=wait_s)
+                self._stop.wait(wait_s)
+                wait_s = min(10.0, wait_s * 2)
+                continue
+            missing = [name for name in wanted if name not in topics]
+            if missing:
+                raise DaemonFailedError(
+                    f"topics {', '.join(missing)} do not exist; create them with "
+                    "`tapewatch topics create`"
+                )
+            return
+
+    def _wind_down(self) -> None:
+        """Finish what is under way, commit it, leave the group."""
+        self._winding_down = True
+        settled = self._drain(DRAIN_S)
+        if self._decision.is_alive():
+            self._put(None, force=True)
+            self._decision.join(1.0)
+        self._consumer.close()  # calls `revoked`, which commits
+        unacknowledged = self._publisher.close(1.0)
+        _log.info(
+            "stopped",
+            drained=settled,
+            unacknowledged=unacknowledged,
+            failure=None if self._failure is None else str(self._failure),
+        )
+
+    # ---- intake thread -------------------------------------------------------------------------
+
+    def _intake(self) -> None:
+        self._beat = time.monotonic()
+        settings = self._settings
+        most = max(1, int(settings.max_batch_size / self._ticks_per_message))
+        fetched = self._consumer.fetch(most, settings.max_delay_s)
+        self._raise_if_unusable()
+        if fetched:
+            self._metrics.stage.labels("batching").observe(self._consumer.waited_s)
+            self._put(self._take_in(fetched))
+        if self._beat >= self._commit_due:
+            self._commit_due = self._beat + settings.commit_interval_s
+            self._commit(wait=False)
+            self._observe_partitions()
+
+    def _take_in(self, fetched: list[PartitionMessages]) -> _Work:
+        """Decode every partition's messages and advance its features."""
+        positions = {part.partition: int(part.offsets[-1]) + 1 for part in fetched}
+        self._assigned.positions.update(positions)
+        work = _Work(
+            prepared=[],
+            rejected=[],
+            messages={part.partition: part for part in fetched},
+            generations={p: self._assigned.generations.get(p, 0) for p in positions},
+            ticket=self._ledger.open(positions),
+        )
+        metrics, began = self._metrics, time.perf_counter()
+        decode_s = features_s = 0.0
+        n_ticks = n_messages = 0
+        for part in fetched:
+            headers = part.headers() if self._decoder.needs_headers else None
+            decoded = self._decoder.decode(part.values, part.offsets, part.partition, headers)
+            n_messages += len(part.values)
+            metrics.observe_counts(decoded.dropped, {})
+            for rejected in decoded.rejected:
+                metrics.rejected.labels(rejected.reason).inc()
+                work.rejected.append((part, rejected.row, rejected.reason))
+            now = time.perf_counter()
+            decode_s, began = decode_s + now - began, now
+            if decoded.batch is not None and len(decoded.batch):
+                n_ticks += len(decoded.batch)
+                prepared = self._pipeline.prepare(decoded.batch)
+                self._check_placement(prepared)
+                work.prepared.append(prepared)
+            now = time.perf_counter()
+            features_s, began = features_s + now - began, now
+        metrics.stage.labels("decode").observe(decode_s)
+        metrics.stage.labels("features").observe(features_s)
+        metrics.messages.inc(n_messages)
+        metrics.ticks.inc(n_ticks)
+        metrics.batch_ticks.observe(n_ticks)
+        self._ticks_per_message += 0.2 * (max(1, n_ticks / n_messages) - self._ticks_per_message)
+        return work
+
+    def _check_placement(self, prepared: Prepared) -> None:
+        """Count instruments seen in two partitions; looks only when one was newly tracked."""
+        partition = prepared.batch.partition
+        tracked = self._pipeline.admissions(partition)
+        if tracked == self._tracked.get(partition, 0):
+            return
+        self._tracked[partition] = tracked
+        for key in np.unique(prepared.block.keys).tolist():
+            other = self._partition_of.setdefault(key, partition)
+            if other != partition and other in self._consumer.assigned_partitions:
+                self._metrics.split_instruments.inc()
+                _log.warning(
+                    "instrument seen in two partitions, its windows are torn apart",
+                    instrument=self._pipeline.symbols.name(key),
+                    partitions=[other, partition],
+                )
+            self._partition_of[key] = partition
+
+    def _put(self, work: _Work | None, *, force: bool = False) -> None:
+        """Hand work to the decision thread, waiting while it is behind."""
+        while self._failure is None or force:
+            try:
+                self._work.put(work, timeout=0.1)
+            except queue.Full:
+                self._beat = time.monotonic()
+                if not self._decision.is_alive():
+                    return
+            else:
+                return
+
+    def _commit(self, *, wait: bool) -> None:
+        """Commit what is acknowledged; a failed commit is counted and repeated by the next."""
+        positions = self._ledger.take_committable()
+        failed = self._consumer.commit_errors - self._commit_errors_seen
+        if failed:
+            self._metrics.commit_failures.inc(failed)
+            self._commit_errors_seen += failed
+            _log.warning("offset commits failed, the next commit repeats them", failed=failed)
+        error = self._consumer.commit(positions, wait=wait)
+        if error is not None:
+            self._metrics.commit_failures.inc()
+            _log.warning("offset commit failed", error=error, positions=positions)
+
+    def _observe_partitions(self) -> None:
+        pipeline = self._pipeline
+        self._metrics.observe_partitions(
+            pipeline.tracked_instruments(),
+            pipeline.evictions(),
+            pipeline.open_episodes(),
+            self._consumer.lag(self._assigned.positions),
+        )
+        for key, kept, refused in pipeline.symbols.take_collisions():
+            self._metrics.symbol_collisions.inc()
+            _log.warning("symbol refused, its key is taken", key=key, kept=kept, refused=refused)
+        self.ready()
+
+    def _raise_if_unusable(self) -> None:
+        for health in (self._consumer.health, self._publisher.health):
+            if health.fatal is not None:
+                raise DaemonFailedError(str(health.fatal)) from health.fatal
+
+    def _drain(self, timeout_s: float) -> bool:
+        """Wait until everything taken in is decided, published and acknowledged."""
+        deadline = time.monotonic() + timeout_s
+        while not (settled := self._ledger.wait_settled(min(timeout_s, 0.1))):
+            self._beat = time.monotonic()
+            if self._beat >= deadline or self._failure is not None:
+                break
+        return settled
+
+    # ---- assignment, called from within the consumer on the intake thread ------------------------
+
+    def assigned(self, partitions: list[int]) -> None:
+        """Take note of new partitions; their windows start cold."""
+        self._assigned.joined = True
+        for partition in partitions:
+            self._pipeline.release(partition)
+        self._metrics.rebalances.labels("assigned").inc()
+        _log.info("partitions assigned", partitions=partitions)
+
+    def revoked(self, partitions: list[int]) -> None:
+        """Finish and commit what is under way, then forget the partitions."""
+        settled = self._drain(0.0 if self._winding_down else DRAIN_S)
+        self._commit(wait=True)
+        self._release(partitions, "revoked")
+        if not settled:
+            _log.warning("revoked before everything was acknowledged; it will be repeated")
+
+    def lost(self, partitions: list[int]) -> None:
+        """Forget partitions that another member has already; commit nothing for them."""
+        self._release(partitions, "lost")
+
+    def _release(self, partitions: list[int], kind: str) -> None:
+        self._ledger.forget(partitions)
+        for partition in partitions:
+            generation = self._assigned.generations.get(partition, 0)
+            self._assigned.generations[partition] = generation + 1
+            self._assigned.positions.pop(partition, None)
+            self._tracked.pop(partition, None)
+            self._pipeline.release(partition)
+        gone = set(partitions)
+        self._partition_of = {k: p for k, p in self._partition_of.items() if p not in gone}
+        self._metrics.rebalances.labels(kind).inc()
+        _log.info(f"partitions {kind}", partitions=partitions)
+
+    # ---- decision thread -----------------------------------------------------------------------
+
+    def _decide_all(self) -> None:
+        try:
+            while (work := self._work.get()) is not None:
+                self._decide(work)
+        except BaseException as error:  # handed to `run`, which raises it
+            self._fail(error)
+
+    def _decide(self, work: _Work) -> None:
+        """Score and decide one micro-batch, publish what it led to, settle its ticket."""
+        generations = self._assigned.generations
+        ours = [
+            part
+            for part in work.prepared
+            if work.generations[part.batch.partition] == generations.get(part.batch.partition, 0)
+        ]
+        began = time.perf_counter()
+        outcome = self._pipeline.finish(ours) if ours else None
+        decided = time.perf_counter()
+        for messages, row, reason in work.rejected:
+            self._publish_dead_letter(work.ticket, messages, row, reason)
+        if outcome is not None:
+            for event in outcome.events:
+                self._publish_event(work, event)
+            self._observe(outcome)
+        work.ticket.finish()
+        self._metrics.stage.labels("scoring").observe(decided - began)
+        self._metrics.stage.labels("publishing").observe(time.perf_counter() - decided)
+
+    def _observe(self, outcome: Outcome) -> None:
+        metrics = self._metrics
+        metrics.observe_counts(outcome.dropped, outcome.flagged)
+        for scores in outcome.scores:
+            metrics.error.observe(scores.stage1, "1")
+            metrics.error.observe(scores.stage2, "2")
+            metrics.score.observe(scores.score)
+        metrics.scored.inc(sum(int(block.ready.sum()) for block in outcome.blocks))
+        if self._observer is not None:
+            self._observer.observe(outcome)
+
+    def _publish_event(self, work: _Work, event: AnomalyEvent) -> None:
+        started_s = self._latency_start(work, event)
+
+        def acknowledged(error: str | None) -> None:
+            if error is not None:
+                self._refused(f"event {event.event_id} was refused by Kafka: {error}")
+                return
+            self._metrics.events.labels(event.phase, event.severity).inc()
+            self._observe_latency(started_s)
+            work.ticket.acknowledge()
+
+        work.ticket.expect()
+        self._publisher.publish(
+            self._settings.anomalies,
+            event.symbol.encode(),
+            event.to_json(time.time_ns()),
+            event.headers(),
+            acknowledged,
+        )
+
+    def _latency_start(self, work: _Work, event: AnomalyEvent) -> float | None:
+        """Where the tick-to-event latency of an event starts, in seconds since the epoch."""
+        part = work.messages[event.source.partition]
+        if not self._settings.latency_from_recv:
+            timestamp_ms = part.timestamp_ms(event.source.offset)
+            return None if timestamp_ms is None else timestamp_ms / 1e3
+        for prepared in work.prepared:
+            batch = prepared.batch
+            if batch.partition == part.partition and isinstance(batch, TickBatch):
+                row = int(np.searchsorted(batch.offsets, event.source.offset)) + event.source.index
+                ts_recv = int(batch.ticks["ts_recv"][row])
+                return None if ts_recv == UNDEFINED_TIME else ts_recv / 1e9
+        return None
+
+    def _observe_latency(self, started_s: float | None) -> None:
+        """Observe one event's latency; a replayed tick's age is no latency and is only counted."""
+        latency_s = STALE_AFTER_S if started_s is None else time.time() - started_s
+        if not 0 <= latency_s < STALE_AFTER_S:
+            self._metrics.stale.inc()
+            return
+        self._metrics.tick_to_event.observe(latency_s)
+
+    def _publish_dead_letter(
+        self, ticket: Ticket, messages: PartitionMessages, row: int, reason: str
+    ) -> None:
+        """Publish a rejected message byte for byte; if Kafka refuses its size, its first part."""
+        value = messages.values[row]
+        offset = int(messages.offsets[row])
+        headers = [
+            ("tapewatch_reason", reason.encode()),
+            ("tapewatch_topic", self._settings.ticks.encode()),
+            ("tapewatch_partition", str(messages.partition).encode()),
+            ("tapewatch_offset", str(offset).encode()),
+        ]
+        key = messages.messages[row].key()
+        place = f"{self._settings.ticks}-{messages.partition}@{offset}"
+
+        def stored(error: str | None) -> None:
+            if error is not None:
+                self._refused(f"dead letter of {place} was refused by Kafka: {error}")
+                return
+            self._metrics.dead_letters.inc()
+            ticket.acknowledge()
+
+        def whole(error: str | None) -> None:
+            if error is None or value is None or len(value) <= _DEAD_LETTER_PART_BYTES:
+                stored(error)
+                return
+            _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
+            digest = hashlib.sha256(value).hexdigest().encode()
+            cut = [("tapewatch_truncated_from", str(len(value)).encode())]
+            cut.append(("tapewatch_sha256", digest))
+            self._publisher.publish(
+                self._settings.dead_letters,
+                key,
+                value[:_DEAD_LETTER_PART_BYTES],
+                headers + cut,
+                stored,
+            )
+
+        ticket.expect()
+        self._publisher.publish(self._settings.dead_letters, key, value, headers, whole)
+
+    def _refused(self, reason: str) -> None:
+        self._metrics.publish_failures.inc()
+        self._fail(DaemonFailedError(reason))
+
+    def _fail(self, error: BaseException) -> None:
+        """Make `run` stop and raise; what was not acknowledged stays uncommitted."""
+        if self._failure is None:
+            self._failure = error
+        if not isinstance(error, DaemonFailedError | KafkaUnusableError):
+            _log.error("bug: the decision thread failed", exc_info=error)

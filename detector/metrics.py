@@ -1,0 +1,288 @@
+"""Prometheus collectors on an injected registry, observed once a micro-batch.
+
+Labels come from small fixed sets: partition, stage, reason, flag, phase, severity. Never an
+instrument. `docs/metrics.md` describes each metric.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from detector import __version__
+from detector.events import PHASES, SEVERITIES
+from detector.ticks import DROPPED, Quality
+from detector.wire import REASONS
+
+LATENCY_BUCKETS_S: Final = (
+    *(50e-6, 100e-6, 200e-6, 500e-6),
+    *(1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+)
+STAGES: Final = ("batching", "decode", "features", "scoring", "publishing")
+STALE_AFTER_S: Final = 60.0
+
+
+@njit(cache=True, nogil=True)
+def _count_half_octaves(
+    values: npt.NDArray[np.float64], lowest: int, counts: npt.NDArray[np.int64]
+) -> float:
+    """Count finite values into buckets with upper bounds 2^((lowest + i) / 2); return their sum."""
+    total = 0.0
+    last = counts.shape[0] - 1
+    for value in values:
+        if not math.isfinite(value):
+            continue
+        total += value
+        index = 0
+        if value > 0.0:
+            mantissa, exponent = math.frexp(value)  # mantissa in [0.5, 1)
+            half = 2 * (exponent - 1)
+            if mantissa > 0.5:
+                half += 1 if mantissa <= 0.7071067811865476 else 2
+            index = min(max(half - lowest, 0), last)
+        counts[index] += 1
+    return total
+
+
+class ArrayHistogram(Collector):
+    """A histogram that takes a whole array at once: a few nanoseconds a value.
+
+    Upper bounds are half octaves, `2^(lowest/2)` to `2^(highest/2)`; NaN is not counted.
+
+    Parameters
+    ----------
+    name, documentation
+        As for any collector.
+    label, values
+        Name of the one label and its fixed set of values; `("", ("",))` for none.
+    lowest, highest
+        First and last bound in half octaves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        label: str = "",
+        values: tuple[str, ...] = ("",),
+        lowest: int = -20,
+        highest: int = 30,
+    ) -> None:
+        self._name, self._documentation, self._label = name, documentation, label
+        self._lowest = lowest
+        self._bounds = [2.0 ** (half / 2) for half in range(lowest, highest + 1)]
+        self._counts = {v: np.zeros(len(self._bounds) + 1, np.int64) for v in values}
+        self._sums = dict.fromkeys(values, 0.0)
+        self._lock = threading.Lock()
+
+    def observe(self, array: npt.NDArray[np.float64], value: str = "") -> None:
+        """Count every finite element of a float64 array."""
+        with self._lock:
+            counts = self._counts[value]
+            self._sums[value] += _count_half_octaves(array, self._lowest, counts)
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """Give the present state to the registry."""
+        labels = [self._label] if self._label else []
+        family = HistogramMetricFamily(self._name, self._documentation, labels=labels)
+        with self._lock:
+            for value, counts in self._counts.items():
+                cumulative = np.cumsum(counts).tolist()
+                bounds = [*(repr(b) for b in self._bounds), "+Inf"]
+                family.add_metric(
+                    [value] if self._label else [],
+                    list(zip(bounds, cumulative, strict=True)),
+                    self._sums[value],
+                )
+        yield family
+
+
+class Metrics:
+    """Everything `/metrics` tells about the daemon.
+
+    Parameters
+    ----------
+    registry
+        Where the collectors are registered.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.messages = Counter("tapewatch_messages", "Messages consumed.", registry=registry)
+        self.ticks = Counter("tapewatch_ticks", "Ticks decoded.", registry=registry)
+        self.scored = Counter("tapewatch_ticks_scored", "Ticks scored.", registry=registry)
+        self.dropped = Counter(
+            "tapewatch_ticks_dropped",
+            "Ticks of good messages that were dropped, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.flagged = Counter(
+            "tapewatch_ticks_flagged",
+            "Ticks processed although unusual, by flag.",
+            ["flag"],
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "tapewatch_messages_rejected",
+            "Messages that could not be decoded, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.dead_letters = Counter(
+            "tapewatch_dead_letters",
+            "Rejected messages acknowledged by the dead-letter topic.",
+            registry=registry,
+        )
+        self.events = Counter(
+            "tapewatch_events",
+            "Anomaly events acknowledged by the anomaly topic.",
+            ["phase", "severity"],
+            registry=registry,
+        )
+        self.publish_failures = Counter(
+            "tapewatch_publish_failures", "Records Kafka refused for good.", registry=registry
+        )
+        self.stage = Histogram(
+            "tapewatch_stage_duration_seconds",
+            "Time a micro-batch spent in one stage.",
+            ["stage"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.tick_to_event = Histogram(
+            "tapewatch_tick_to_event_seconds",
+            "From the tick's Kafka timestamp or ts_recv to the event's acknowledgement.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.stale = Counter(
+            "tapewatch_tick_to_event_stale",
+            f"Events whose tick was older than {STALE_AFTER_S:.0f} s or had no time; not observed.",
+            registry=registry,
+        )
+        self.batch_ticks = Histogram(
+            "tapewatch_micro_batch_ticks",
+            "Ticks in a micro-batch.",
+            buckets=[2.0**k for k in range(17)],
+            registry=registry,
+        )
+        self.error = ArrayHistogram(
+            "tapewatch_reconstruction_error",
+            "Reconstruction error of scored ticks, by autoencoder.",
+            "stage",
+            ("1", "2"),
+        )
+        self.score = ArrayHistogram("tapewatch_score", "Anomaly score of scored ticks.")
+        registry.register(self.error)
+        registry.register(self.score)
+        self.lag = Gauge(
+            "tapewatch_consumer_lag_messages",
+            "Messages not yet processed, by partition.",
+            ["partition"],
+            registry=registry,
+        )
+        self.instruments = Gauge(
+            "tapewatch_instruments", "Instruments tracked.", ["partition"], registry=registry
+        )
+        self.open_episodes = Gauge(
+            "tapewatch_open_episodes", "Open episodes.", ["partition"], registry=registry
+        )
+        self.evictions = Counter(
+            "tapewatch_instrument_evictions",
+            "Instruments evicted at the cap, by partition.",
+            ["partition"],
+            registry=registry,
+        )
+        self.split_instruments = Counter(
+            "tapewatch_split_instruments",
+            "Instruments seen in two partitions: their windows are torn apart.",
+            registry=registry,
+        )
+        self.symbol_collisions = Counter(
+            "tapewatch_symbol_collisions",
+            "Names refused because another name has their instrument key.",
+            registry=registry,
+        )
+        self.rebalances = Counter(
+            "tapewatch_rebalances",
+            "Changes of the assignment, by kind.",
+            ["kind"],
+            registry=registry,
+        )
+        self.commit_failures = Counter(
+            "tapewatch_commit_failures", "Offset commits that failed.", registry=registry
+        )
+        self.ready = Gauge(
+            "tapewatch_ready", "1 while /readyz says ready, else 0.", registry=registry
+        )
+        self.model = Info("tapewatch_model", "The model in force.", registry=registry)
+        Info("tapewatch_build", "This program.", registry=registry).info(
+            {"version": __version__, "python": platform.python_version()}
+        )
+        self._partitions: set[int] = set()
+        self._evictions_seen: dict[int, int] = {}
+        self._preset_labels()
+
+    def observe_counts(self, dropped: Mapping[str, int], flagged: Mapping[str, int]) -> None:
+        """Count dropped and flagged ticks by name."""
+        for reason, n in dropped.items():
+            self.dropped.labels(reason).inc(n)
+        for flag, n in flagged.items():
+            self.flagged.labels(flag).inc(n)
+
+    def observe_partitions(
+        self,
+        instruments: Mapping[int, int],
+        evictions: Mapping[int, int],
+        open_episodes: Mapping[int, int],
+        lag: Mapping[int, int],
+    ) -> None:
+        """Set what is told by partition, and drop the series of partitions no longer ours."""
+        for gauge, values in (
+            (self.instruments, instruments),
+            (self.open_episodes, open_episodes),
+            (self.lag, lag),
+        ):
+            for partition, value in values.items():
+                gauge.labels(str(partition)).set(value)
+        for partition, total in evictions.items():
+            new = total - self._evictions_seen.get(partition, 0)
+            self.evictions.labels(str(partition)).inc(max(0, new))
+            self._evictions_seen[partition] = total
+        ours = set(instruments) | set(lag)
+        for gone in self._partitions - ours:
+            for gauge in (self.instruments, self.open_episodes, self.lag):
+                gauge.remove(str(gone))
+            self._evictions_seen.pop(gone, None)
+        self._partitions = ours
+        for partition in ours:  # a partition without state still has its three series
+            for gauge in (self.instruments, self.open_episodes, self.lag):
+                gauge.labels(str(partition))
+
+    def _preset_labels(self) -> None:
+        """Show every series of a fixed set from the start, so that a rate sees its first rise."""
+        for quality in Quality:
+            if quality & DROPPED:
+                self.dropped.labels(quality.label)
+            else:
+                self.flagged.labels(quality.label)
+        for reason in sorted(REASONS):
+            self.rejected.labels(reason)
+        for phase in PHASES:
+            for severity in SEVERITIES:
+                self.events.labels(phase, severity)
+        for stage in STAGES:
+            self.stage.labels(stage)
+        for kind in ("assigned", "revoked", "lost"):
+            self.rebalances.labels(kind)
