@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     Column = pa.Array[Any]
 else:
     Column = pa.Array  # generic in the type stubs only
+Int64 = npt.NDArray[np.int64]
 
 
 class ReaderError(ValueError):
@@ -158,16 +159,16 @@ def _rechunk(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def integers(path: Path, column: Column, name: str, first: int) -> npt.NDArray[np.int64]:
+def integers(path: Path, column: Column, name: str, first: int) -> Int64:
     """Values of an int64 column; a missing one is an error that names its row."""
     if column.null_count:
         row = first + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) + 1
         raise ReaderError(f"{path}: row {row}: {name} is missing")
-    values: npt.NDArray[np.int64] = column.to_numpy(zero_copy_only=False)
+    values: Int64 = column.to_numpy(zero_copy_only=False)
     return values
 
 
-def nano(path: Path, column: Column, name: str, first: int) -> npt.NDArray[np.int64]:
+def nano(path: Path, column: Column, name: str, first: int) -> Int64:
     """Decimal column as int64 in units of 1e-9, rounded there (half away from zero).
 
     The values of an Arrow decimal are 16-byte integers; the low half is the answer wherever the
@@ -188,17 +189,32 @@ def nano(path: Path, column: Column, name: str, first: int) -> npt.NDArray[np.in
     return np.array(low)
 
 
-def sizes(
-    path: Path, values: npt.NDArray[np.int64], name: str, first: int
-) -> npt.NDArray[np.int64]:
-    """Check that sizes fit a tick's unsigned 32 bits."""
-    wrong = np.flatnonzero((values < 0) | (values > 0xFFFF_FFFF))
+def within(path: Path, values: Int64, low: int, high: int, name: str, first: int) -> Int64:
+    """Give the values back; one outside of `low` to `high`, both inclusive, is an error."""
+    wrong = np.flatnonzero((values < low) | (values > high))
     if len(wrong):
         row = int(wrong[0])
         raise ReaderError(
-            f"{path}: row {first + row + 1}: {name} is {values[row]}; allowed is 0 to 4294967295"
+            f"{path}: row {first + row + 1}: {name} is {values[row]}; allowed is {low} to {high}"
         )
     return values
+
+
+def sizes(path: Path, column: Column, name: str, first: int) -> Int64:
+    """Column of sizes: whole numbers that fit a tick's unsigned 32 bits."""
+    return within(path, integers(path, column, name, first), 0, 0xFFFF_FFFF, name, first)
+
+
+def prices(path: Path, column: Column, unit: int, name: str, first: int) -> Int64:
+    """Column of whole numbers in `unit` times 1e-9, as prices in 1e-9."""
+    most = 2**62 // unit
+    return within(path, integers(path, column, name, first), -most, most, name, first) * unit
+
+
+def since_midnight(path: Path, column: Column, per_s: int, first: int) -> npt.NDArray[np.uint64]:
+    """Decimal column of a clock time in units of `1 / per_s` s, as ns since midnight."""
+    nanos = nano(path, column, "time", first) // per_s
+    return within(path, nanos, 0, 48 * 3600 * NS_PER_S, "time in ns", first).astype(np.uint64)
 
 
 def midnight_ns(day: date, zone: str) -> int:

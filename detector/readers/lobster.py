@@ -36,8 +36,10 @@ from detector.readers.base import (
     first_row,
     integers,
     midnight_ns,
-    nano,
+    prices,
+    since_midnight,
     sizes,
+    within,
 )
 from detector.ticks import (
     UNDEFINED_PRICE,
@@ -119,23 +121,25 @@ def _ticks(
     direction = integers(path, messages["direction"], "direction", first)
     _check_codes(path, kind, direction, first)
     ticks = empty_ticks(len(kind))
-    ticks["ts_event"] = nano(path, messages["time"], "time", first)
+    ticks["ts_event"] = since_midnight(path, messages["time"], 1, first)
     ticks["action"] = _ACTIONS[kind]
     trade = ticks["action"] == ord("T")
     ticks["side"] = np.where(trade, _AGGRESSOR[direction + 1], _RESTING[direction + 1])
-    told = kind <= 6  # a halt indicator carries codes where others carry price, size and side
+    told = (
+        kind < _LAST_TYPE
+    )  # a halt indicator carries codes where others carry price, size and side
     ticks["side"][~told] = ord("N")
-    price = integers(path, messages["price"], "price", first)
-    ticks["price"][told] = price[told] * _PRICE_UNITS
-    size = integers(path, messages["size"], "size", first)
-    ticks["size"] = np.where(told, sizes(path, size, "size", first), 0)
+    price = prices(path, messages["price"], _PRICE_UNITS, "price", first)
+    ticks["price"][told] = price[told]
+    ticks["size"] = np.where(told, sizes(path, messages["size"], "size", first), 0)
     ticks["sequence"] = np.arange(first + 1, first + len(ticks) + 1)
     for side in ("bid", "ask"):
-        level = integers(path, books[f"{side}_px"], f"{side} price", first)
+        level = prices(path, books[f"{side}_px"], _PRICE_UNITS, f"{side} price", first)
         shown = integers(path, books[f"{side}_sz"], f"{side} size", first)
-        empty = np.abs(level) == _EMPTY_LEVEL
-        ticks[f"{side}_px"] = np.where(empty, UNDEFINED_PRICE, level * _PRICE_UNITS)
-        ticks[f"{side}_sz"] = np.where(empty, 0, sizes(path, shown, f"{side} size", first))
+        empty = np.abs(level) == _EMPTY_LEVEL * _PRICE_UNITS
+        shown = within(path, np.where(empty, 0, shown), 0, 0xFFFF_FFFF, f"{side} size", first)
+        ticks[f"{side}_px"] = np.where(empty, UNDEFINED_PRICE, level)
+        ticks[f"{side}_sz"] = shown
     return ticks
 
 
@@ -175,6 +179,13 @@ def _books(pair: _Pair) -> Iterator[dict[str, Column]]:
     columns: dict[str, pa.DataType | None] = dict.fromkeys(names, pa.int64())
     columns |= {f"deeper_{i}": None for i in range(width - 4)}
     return csv_chunks(path, columns, member=member)
+
+
+def holds_lobster(path: Path) -> bool:
+    """Whether a zip holds a file named as LOBSTER names its message files."""
+    with blame(path), zipfile.ZipFile(path) as archive:
+        names = [NAME.fullmatch(Path(name).name) for name in archive.namelist()]
+    return any(name is not None and name["kind"] == "message" for name in names)
 
 
 def _find_pair(path: Path) -> _Pair:
