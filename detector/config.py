@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from detector.errors import RefusedError
 from detector.events import EpisodePolicy
 
 ENVIRONMENT_PREFIX: Final = "TAPEWATCH_"
@@ -55,7 +56,7 @@ _SECRET: Final = re.compile(r"password|secret|\.key\.pem$|oauthbearer\.config|to
 _TOPIC: Final = re.compile(r"^[a-zA-Z0-9._-]{1,249}$")
 
 
-class ConfigError(ValueError):
+class ConfigError(RefusedError, ValueError):
     """Configuration that cannot be used; every line names a key, its value and what is allowed."""
 
 

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import numpy as np
 import structlog
 
+from detector.errors import FailedError
 from detector.events import AnomalyEvent
 from detector.kafka import (
     KafkaUnusableError,
@@ -44,7 +45,7 @@ _BEAT_LIMIT_S: Final = 30.0
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
 
 
-class DaemonFailedError(RuntimeError):
+class DaemonFailedError(FailedError, RuntimeError):
     """The daemon cannot go on; nothing was committed beyond what was acknowledged."""
 
 

@@ -29,6 +29,8 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from detector.errors import FailedError
+
 Headers = Sequence[tuple[str, bytes]]
 ConsumerProtocol: Final = "cooperative-sticky"
 _IDLE_S: Final = 0.1
@@ -44,7 +46,7 @@ _UNUSABLE: Final = frozenset(
 )
 
 
-class KafkaUnusableError(RuntimeError):
+class KafkaUnusableError(FailedError, RuntimeError):
     """Kafka refuses what tapewatch needs; waiting would not help."""
 
 

@@ -9,12 +9,13 @@ import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from detector.errors import RefusedError
 from detector.ticks import instrument_key, split_key
 
 _COLUMNS = ("symbol", "publisher_id", "instrument_id")
 
 
-class SymbolFileError(ValueError):
+class SymbolFileError(RefusedError, ValueError):
     """A mapping file that cannot be used; the message names file, line and what is allowed."""
 
 

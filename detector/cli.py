@@ -1,0 +1,281 @@
+"""The `tapewatch` command: every subcommand in a few lines, heavy imports only where needed.
+
+Exit codes: 0 done, 1 failure, 2 bad usage, configuration or artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from detector import __version__
+from detector.config import Config, load_config
+from detector.errors import FailedError, RefusedError
+
+app = typer.Typer(
+    name="tapewatch",
+    help="Watches a tape of market ticks on Kafka and says which ticks are anomalous, and why.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Check or show the configuration.", no_args_is_help=True)
+topics_app = typer.Typer(help="Create the topics tapewatch needs.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(topics_app, name="topics")
+
+out = Console()
+err = Console(stderr=True)
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="TOML file; docs/configuration.md lists the keys."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Bootstrap = Annotated[
+    str | None, typer.Option("--bootstrap", help="Brokers as host:port; else from --config.")
+]
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _register_training()
+    with _told():
+        app()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turn what a user can mend into one message and an exit code; bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except (RefusedError, FailedError) as error:
+        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, RefusedError) else 1)
+
+
+def _register_training() -> None:
+    """Add the offline commands by name: the runtime itself never imports `training`."""
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("training.cli").register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"tapewatch {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Watches a tape of market ticks on Kafka and says which ticks are anomalous, and why."""
+
+
+# ---- run ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(config: ConfigPath = None) -> None:
+    """Run the daemon: consume ticks, publish anomaly events, until SIGTERM.
+
+    Example: tapewatch run --config tapewatch.toml
+    """
+    from detector.logs import configure_logs  # noqa: PLC0415
+    from detector.service import Service, exit_if_stuck  # noqa: PLC0415
+
+    settings = load_config(config)
+    configure_logs(settings.log.level, settings.log.format)
+    try:
+        service = Service(settings)
+    except OSError as error:
+        raise RefusedError(
+            f"http.host = {settings.http.host!r}, http.port = {settings.http.port}: "
+            f"cannot listen there: {error.strerror}"
+        ) from error
+
+    def on_signal(*_: object) -> None:
+        exit_if_stuck()
+        service.stop()
+
+    with service:
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+        service.run()
+
+
+@config_app.command("check")
+def config_check(config: ConfigPath = None) -> None:
+    """Validate the configuration without starting anything.
+
+    Example: tapewatch config check --config tapewatch.toml
+    """
+    load_config(config)
+    out.print("the configuration is valid")
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Print the configuration in force, defaults and environment included, secrets masked.
+
+    Example: tapewatch config show --config tapewatch.toml
+    """
+    values = load_config(config).model_dump(mode="json")
+    if as_json:
+        _print_json(values)
+        return
+    for section, keys in values.items():
+        if not isinstance(keys, dict):
+            out.print(f"{section} = {_toml(keys)}", highlight=False, markup=False)
+    for section, keys in values.items():
+        if isinstance(keys, dict):
+            out.print(f"\n[{section}]", highlight=False, markup=False)
+            _print_section(keys)
+
+
+def _print_section(keys: dict[str, object]) -> None:
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            inner = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())
+            line = f"{key} = {{ {inner} }}"
+        elif value is None:
+            line = f"# {key} is not set"
+        else:
+            line = f"{key} = {_toml(value)}"
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _toml(value: object) -> str:
+    """Return a scalar or a list as TOML writes it; JSON's form of these is the same."""
+    return orjson.dumps(value).decode()
+
+
+# ---- topics and events -------------------------------------------------------------------------
+
+
+@topics_app.command("create")
+def topics_create(
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the input topic.")] = 4,
+    replication: Annotated[int, typer.Option(min=1, help="Copies of every partition.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Create the topics for ticks, anomalies and dead letters where they do not exist yet.
+
+    Example: tapewatch topics create --bootstrap localhost:9092 --partitions 8
+    """
+    from detector.kafka import TopicPlan, create_topics  # noqa: PLC0415
+    from detector.service import connection_of  # noqa: PLC0415
+
+    settings = _with_bootstrap(load_config(config), bootstrap)
+    topics = settings.topics
+    dead_letter_limit = {"max.message.bytes": str(16 * 1024 * 1024)}
+    plans = [
+        TopicPlan(topics.ticks, partitions, {}),
+        TopicPlan(topics.anomalies, partitions, {}),
+        TopicPlan(topics.dead_letters, 1, dead_letter_limit),
+    ]
+    results = create_topics(connection_of(settings), plans, replication)
+    if as_json:
+        _print_json(results)
+    else:
+        for name, result in results.items():
+            out.print(f"{name}: {result}", highlight=False)
+    if not set(results.values()) <= {"created", "exists"}:
+        raise FailedError("not every topic exists now; see above")
+
+
+@app.command()
+def events(
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+    topic: Annotated[str | None, typer.Option(help="Topic; else from --config.")] = None,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="Also what was published before.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Stop after so many; 0 never stops.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Follow the anomaly topic, readably or as JSON lines.
+
+    Example: tapewatch events --bootstrap localhost:9092 --from-beginning
+    """
+    from detector.event_view import line_of  # noqa: PLC0415
+    from detector.kafka import follow  # noqa: PLC0415
+    from detector.service import connection_of  # noqa: PLC0415
+
+    settings = _with_bootstrap(load_config(config), bootstrap)
+    name = topic or settings.topics.anomalies
+    group = f"{settings.kafka.group_id}-events-{os.getpid()}"
+    seen = 0
+    for message in follow(connection_of(settings), name, group, from_beginning=from_beginning):
+        if message is None:
+            continue
+        value = message.value() or b""
+        if as_json:
+            sys.stdout.write(value.decode("utf-8", "replace") + "\n")
+            sys.stdout.flush()
+        else:
+            out.print(line_of(value))
+        seen += 1
+        if limit and seen >= limit:
+            return
+
+
+# ---- replay ------------------------------------------------------------------------------------
+
+
+@app.command()
+def features(
+    vector: Annotated[
+        str | None, typer.Option(help="Columns of vector messages, by comma, for their features.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the table of features with unit, definition and source.
+
+    Example: tapewatch features
+    """
+    from detector.features import DEFAULT, features_table, vector_spec  # noqa: PLC0415
+
+    spec = DEFAULT if vector is None else vector_spec(tuple(vector.split(",")))
+    rows = features_table(spec)
+    if as_json:
+        _print_json({"fingerprint": spec.fingerprint, "features": rows})
+        return
+    table = Table("name", "group", "unit", "definition", "source", title=f"{len(rows)} features")
+    for row in rows:
+        table.add_row(row["name"], row["group"], row["unit"], row["definition"], row["source"])
+    out.print(table)
+
+
+def _with_bootstrap(config: Config, bootstrap: str | None) -> Config:
+    if bootstrap is None:
+        return config
+    kafka = config.kafka.model_copy(update={"bootstrap_servers": bootstrap})
+    return config.model_copy(update={"kafka": kafka})
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")

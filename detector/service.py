@@ -1,0 +1,235 @@
+"""From a configuration to a running daemon: what is built, in which order, and how it stops.
+
+The artifact is verified and the model warmed before Kafka is joined, so that nothing is consumed
+that could not be scored; the HTTP port answers from the start and says what is being waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+import structlog
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+)
+
+from detector.artifact import Artifact, read_artifact
+from detector.config import Config, ConfigError
+from detector.daemon import Daemon, Observer, Settings
+from detector.endpoints import HttpServer
+from detector.features import FeatureSpec
+from detector.kafka import Connection, Publisher, TickConsumer
+from detector.metrics import Metrics
+from detector.pipeline import Pipeline, PipelineSpec
+from detector.symbols import SymbolMap, read_symbol_file
+from detector.ticks import TickBatch, VectorBatch, empty_ticks
+from detector.wire import Decoder, make_decoder
+
+if TYPE_CHECKING:
+    from detector.scorer import Scorer
+
+_log = structlog.get_logger("tapewatch")
+EXIT_WITHIN_S: Final = 10.0
+
+
+def connection_of(config: Config) -> Connection:
+    """Return how the configuration reaches Kafka."""
+    kafka = config.kafka
+    return Connection(kafka.bootstrap_servers, kafka.client_id, kafka.plain_properties())
+
+
+def decoder_of(config: Config, features: FeatureSpec) -> Decoder:
+    """Return the decoder of the configured format, checked against what the model was trained on.
+
+    Raises
+    ------
+    ConfigError
+        When the model's features cannot come from messages of that format.
+    """
+    needs = "vector" if features.kind == "vector" else "dbn or json"
+    if (features.kind == "vector") != (config.input.format == "vector"):
+        raise ConfigError(
+            f"input.format = {config.input.format!r}: the model in {config.model.path} was trained "
+            f"on {features.kind} features; allowed: {needs}"
+        )
+    columns = config.input.columns
+    if features.kind == "vector" and columns is not None and columns != features.columns:
+        raise ConfigError(
+            f"input.columns = {','.join(columns)}: the model was trained on "
+            f"{','.join(features.columns)}, in this order"
+        )
+    return make_decoder(
+        config.input.format,
+        trade_book=config.input.trade_book,
+        columns=features.columns if features.kind == "vector" else None,
+    )
+
+
+def load_scorer(artifact: Artifact, config: Config) -> Scorer:
+    """Build and warm the scorer: TensorFlow is imported here, not before the artifact is good."""
+    from detector.scorer import Scorer  # noqa: PLC0415  (TensorFlow takes seconds to import)
+
+    scorer = Scorer(artifact, threads=config.model.threads)
+    scorer.warm()
+    return scorer
+
+
+def warm_up(features: FeatureSpec, scorer: Scorer) -> None:
+    """Run every kernel once on a throw-away pipeline, so that the first tick waits for none."""
+    n = 2
+    nothing = np.zeros(n, np.int64)
+    if features.kind == "vector":
+        values = np.zeros((n, len(features.columns)), np.float32)
+        batch: TickBatch | VectorBatch = VectorBatch(
+            values, nothing, nothing + 1, 0, nothing, nothing.astype(np.int32)
+        )
+    else:
+        batch = TickBatch.from_ticks(empty_ticks(n))
+    Pipeline(features, scorer, PipelineSpec(max_instruments=4)).process(batch)
+
+
+class Service:
+    """The daemon with its HTTP port, from a configuration.
+
+    Parameters
+    ----------
+    config
+        The validated configuration.
+    observer
+        Sees every outcome; for the terminal view of the demo.
+
+    Raises
+    ------
+    ConfigError, ArtifactError, SymbolFileError
+        When configuration, model or mapping file cannot be used.
+    OSError
+        When the HTTP address cannot be listened on.
+    """
+
+    def __init__(self, config: Config, observer: Observer | None = None) -> None:
+        self._config = config
+        self._observer = observer
+        self._daemon: Daemon | None = None
+        self._stop = threading.Event()
+        artifact = read_artifact(config.model.path)
+        self.features = artifact.features
+        decoder = decoder_of(config, self.features)
+        names = _names(config.input.symbols_file)
+        self.registry = CollectorRegistry()
+        for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+            self.registry.register(collector)
+        self.metrics = Metrics(self.registry)
+        self.http = HttpServer(
+            config.http.host, config.http.port, self.registry, self._healthy, self._ready
+        )
+        try:
+            scorer = load_scorer(artifact, config)
+            warm_up(self.features, scorer)
+            self.metrics.model.info({"version": scorer.version, "hash": scorer.model_hash})
+            self._daemon = self._build(decoder, scorer, SymbolMap(names))
+        except BaseException:
+            self.http.close()
+            raise
+        _log.info(
+            "ready to join",
+            model=scorer.version,
+            features=len(self.features.names),
+            metrics=self.http.url,
+            group=config.kafka.group_id,
+        )
+
+    def run(self) -> None:
+        """Work until `stop`.
+
+        Raises
+        ------
+        DaemonFailedError
+            When Kafka refuses what the daemon needs.
+        """
+        if self._daemon is not None and not self._stop.is_set():
+            self._daemon.run()
+
+    def stop(self) -> None:
+        """Ask for an orderly end; safe from a signal handler."""
+        self._stop.set()
+        if self._daemon is not None:
+            self._daemon.stop()
+
+    def close(self) -> None:
+        """Close the HTTP port."""
+        self.http.close()
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether ticks would be processed now, and if not, what is being waited for."""
+        return self._ready()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _healthy(self) -> tuple[bool, str]:
+        return (True, "starting") if self._daemon is None else self._daemon.healthy()
+
+    def _ready(self) -> tuple[bool, str]:
+        return (False, "warming the model") if self._daemon is None else self._daemon.ready()
+
+    def _build(self, decoder: Decoder, scorer: Scorer, symbols: SymbolMap) -> Daemon:
+        config, connection = self._config, connection_of(self._config)
+        topics = config.topics
+        spec = PipelineSpec(
+            topic=topics.ticks,
+            max_instruments=config.features.max_instruments,
+            policy=config.episodes.policy(),
+        )
+        return Daemon(
+            Settings(
+                ticks=topics.ticks,
+                anomalies=topics.anomalies,
+                dead_letters=topics.dead_letters,
+                max_batch_size=config.batch.max_size,
+                max_delay_s=config.batch.max_delay_ms / 1e3,
+                commit_interval_s=config.commit.interval_ms / 1e3,
+                latency_from_recv=config.input.latency_from == "ts_recv",
+            ),
+            Pipeline(self.features, scorer, spec, symbols),
+            decoder,
+            lambda daemon: TickConsumer(connection, config.kafka.group_id, topics.ticks, daemon),
+            Publisher(connection),
+            self.metrics,
+            self._observer,
+        )
+
+
+def exit_if_stuck(within_s: float = EXIT_WITHIN_S) -> threading.Timer:
+    """End the process hard when an orderly end takes too long; a supervisor must not wait.
+
+    What was not acknowledged is not committed either, so that the next start repeats it.
+    """
+
+    def give_up() -> None:
+        _log.error("could not stop in time, ending now; what is uncommitted will be repeated")
+        os._exit(1)
+
+    timer = threading.Timer(within_s - 1.0, give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _names(path: Path | None) -> dict[int, str]:
+    return {} if path is None else read_symbol_file(path)
