@@ -103,14 +103,15 @@ def plan(
     rng = np.random.default_rng([seed, 0x7A9E])
     keys = sorted(symbols)
     what: dict[int, list[tuple[AnomalyKind, dict[str, float], int, int]]] = {}
-    order = [keys[i] for i in rng.permutation(len(keys))]
+    order: list[int] = []
     for number in range(n):
-        # Kinds shift by one at each round of the instruments: none gets the same kind every time.
-        kind = kinds[(number + number // len(keys)) % len(kinds)]
+        if not order:  # a new order each round: no instrument gets one kind every time
+            order = [keys[i] for i in rng.permutation(len(keys))]
+        kind = kinds[number % len(kinds)]
         params = draw_parameters(kind, rng, strength)
         jitter = int(rng.integers(2**31))
         length = int(script(kind, params, jitter).length_ns)
-        what.setdefault(order[number % len(keys)], []).append((kind, params, jitter, length))
+        what.setdefault(order.pop(), []).append((kind, params, jitter, length))
     planned = []
     separation = round(min_separation_s * NS_PER_S)
     for key in sorted(what):
