@@ -1,0 +1,449 @@
+"""The model folder: a manifest, arrays without executable content, and the hash of every file.
+
+    model/
+      manifest.json            what the model is, and SHA-256 and size of every other file
+      weights.safetensors      both autoencoders
+      tables.safetensors       instruments, normaliser, thresholds, reference histograms
+      training_summary.json    data, splits, losses, test figures (for people)
+      *.png                    training curves, error histograms (for people)
+
+Reading parses nothing but the manifest before every listed file has been hashed, opens no file that
+the manifest does not list (others are never touched), and refuses any array, shape or value that
+the manifest does not announce. The manifest's own hash is the model's identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from detector.features import FeatureSpec
+from detector.model import Combination, Normaliser, TwoStageModel
+from detector.network import weight_shapes
+from detector.thresholds import Thresholds
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+MANIFEST: Final = "manifest.json"
+WEIGHTS: Final = "weights.safetensors"
+TABLES: Final = "tables.safetensors"
+SUMMARY: Final = "training_summary.json"
+REQUIRED: Final = (WEIGHTS, TABLES, SUMMARY)
+MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_FILE_BYTES: Final = 1 << 28
+MAX_FILES: Final = 32
+FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}\.(json|png|safetensors)")
+REFERENCE_BINS: Final = 64
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ArtifactError(Exception):
+    """A model folder cannot be used: which file, what was found, what was expected, what to do."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class FileEntry(_Section):
+    """Hash and size of one file of the folder."""
+
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
+
+
+class Features(_Section):
+    """What the model's inputs are: the definition and the fingerprint of its computation."""
+
+    fingerprint: Sha256
+    spec: dict[str, Any]
+
+
+class Architecture(_Section):
+    """Sizes of the two autoencoders, and how their errors become one score."""
+
+    features: Positive
+    hidden: Positive
+    latent: Positive
+    stage2_latent: Positive
+    activation: Literal["tanh"] = "tanh"
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    combination: Literal["weighted", "sum"]
+    stage1_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    stage2_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ThresholdSection(_Section):
+    """How the thresholds came about; their values are in the tables."""
+
+    method: Literal["quantile"] = "quantile"
+    quantile: Annotated[float, Field(gt=0, lt=1)]
+    pooled: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    calibration_rows: Count
+    own: Count
+
+
+class Training(_Section):
+    """The part of the training summary that a running model reports about itself."""
+
+    seed: int
+    instruments: Count
+    train_rows: Count
+    calibration_rows: Count
+    test_rows: Count
+    first_ts_event: int
+    last_ts_event: int
+    stage1_loss: Finite
+    stage2_loss: Finite
+
+
+class Manifest(_Section):
+    """Everything about a model but its numbers."""
+
+    schema_version: Literal[1] = 1
+    version: Text
+    created: Text
+    libraries: dict[str, Text]
+    features: Features
+    architecture: Architecture
+    thresholds: ThresholdSection
+    training: Training
+    files: Annotated[dict[str, FileEntry], Field(max_length=MAX_FILES)] = Field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Artifact:
+    """A trained model, verified and in memory.
+
+    Parameters
+    ----------
+    manifest
+        What the model is.
+    weights
+        Both autoencoders, names and shapes as in `network.weight_shapes`, float32.
+    tables
+        `keys` `(R-1,)` int64 ascending; `centre`, `scale` `(R, F)` float64; `threshold` `(R,)`
+        float64; `threshold_own` `(R,)` bool; `reference_edges` `(B+1,)` float64 and
+        `reference_counts` `(F, B)` int64: histograms of the clipped training z-scores. Row 0 of the
+        tables with R rows is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
+    model_hash
+        SHA-256 of the manifest file.
+    """
+
+    manifest: Manifest
+    weights: Arrays
+    tables: Arrays
+    model_hash: str
+
+    @property
+    def version(self) -> str:
+        """The model's version, for people and for labels."""
+        return self.manifest.version
+
+    @property
+    def features(self) -> FeatureSpec:
+        """Definition of the model's inputs."""
+        return FeatureSpec.from_json(json.dumps(self.manifest.features.spec))
+
+    @property
+    def model(self) -> TwoStageModel:
+        """What the scorer runs."""
+        sizes = self.manifest.architecture
+        normaliser = Normaliser(
+            self.tables["keys"], self.tables["centre"], self.tables["scale"], sizes.clip
+        )
+        return TwoStageModel(
+            normaliser, self.weights, Combination(sizes.stage1_weight, sizes.stage2_weight)
+        )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Decision thresholds, row-aligned with the normaliser."""
+        return Thresholds(
+            self.manifest.thresholds.quantile,
+            self.tables["threshold"],
+            self.tables["threshold_own"],
+        )
+
+
+def write_artifact(
+    folder: Path,
+    manifest: Manifest,
+    weights: Arrays,
+    tables: Arrays,
+    summary: Mapping[str, Any],
+    pictures: Mapping[str, bytes] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Artifact:
+    """Write a model folder in one step: it is complete and verified, or it is not there.
+
+    Parameters
+    ----------
+    folder
+        Target; must not exist, be empty, or with `overwrite` be a model folder, which is replaced.
+    manifest
+        Without its `files`, which are filled in here.
+    weights, tables
+        As in `Artifact`.
+    summary
+        JSON-serialisable facts about the training, for people.
+    pictures
+        PNG files by name.
+    """
+    check_target(folder, overwrite=overwrite)
+    contents = {
+        WEIGHTS: safetensors.numpy.save({k: np.ascontiguousarray(a) for k, a in weights.items()}),
+        TABLES: safetensors.numpy.save({k: np.ascontiguousarray(a) for k, a in tables.items()}),
+        SUMMARY: _json_bytes(summary),
+        **(pictures or {}),
+    }
+    files = {
+        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+        for name, data in sorted(contents.items())
+    }
+    complete = manifest.model_copy(update={"files": files})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, data in contents.items():
+            _write_durably(staged / name, data)
+        _write_durably(staged / MANIFEST, _json_bytes(complete.model_dump(mode="json")))
+        staged.chmod(0o755)  # mkdtemp makes it private; the daemon is often another user
+        artifact = read_artifact(staged)
+        _replace(folder, staged)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return artifact
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a target folder that holds something: before the training, not after it."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: is a file; give a folder that does not exist yet")
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{folder}: not empty and no model folder (no {MANIFEST}); give another folder"
+        )
+    if not overwrite:
+        raise ArtifactError(
+            f"{folder}: holds a model already; give another folder, or --overwrite to replace it"
+        )
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read and verify a model folder.
+
+    Raises
+    ------
+    ArtifactError
+        A file is missing, too large, changed, malformed, or belongs to other features than this
+        version of tapewatch computes.
+    """
+    data = _read_bounded(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = _parse_manifest(folder / MANIFEST, data)
+    contents = {
+        name: _read_verified(folder / name, entry) for name, entry in manifest.files.items()
+    }
+    features = _check_features(folder / MANIFEST, manifest)
+    weights = _parse_tensors(folder / WEIGHTS, contents[WEIGHTS])
+    tables = _parse_tensors(folder / TABLES, contents[TABLES])
+    _check_weights(folder / WEIGHTS, weights, manifest.architecture)
+    _check_tables(folder / TABLES, tables, len(features.names))
+    if tables["threshold"][0] != manifest.thresholds.pooled:
+        raise ArtifactError(
+            f"{folder / TABLES}: pooled threshold is {tables['threshold'][0]}, {MANIFEST} says "
+            f"{manifest.thresholds.pooled}; train the model again"
+        )
+    return Artifact(manifest, weights, tables, hashlib.sha256(data).hexdigest())
+
+
+def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Names in a model folder that its manifest does not list; reading never opens them."""
+    return sorted({path.name for path in folder.iterdir()} - {MANIFEST, *manifest.files})
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; never block on a pipe, never read a device."""
+    try:
+        # A named pipe would otherwise wait for a writer for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ArtifactError(f"{path}: is no regular file; restore the model folder")
+            if found.st_size > limit:
+                raise ArtifactError(
+                    f"{path}: {found.st_size:,} bytes, at most {limit:,} are allowed; "
+                    "restore the model folder"
+                )
+            return file.read(limit)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be read ({error.strerror}); give a folder that `tapewatch train` wrote"
+        ) from error
+
+
+def _read_verified(path: Path, entry: FileEntry) -> bytes:
+    data = _read_bounded(path, MAX_FILE_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256 or len(data) != entry.size_bytes:
+        raise ArtifactError(
+            f"{path}: SHA-256 is {digest} over {len(data):,} bytes, {MANIFEST} says "
+            f"{entry.sha256} over {entry.size_bytes:,}; the file was changed: restore it"
+        )
+    return data
+
+
+def _parse_manifest(path: Path, data: bytes) -> Manifest:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: is not JSON ({error}); restore the model folder") from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != 1:
+        raise ArtifactError(
+            f"{path}: schema_version is {version!r}, this tapewatch reads 1; "
+            "train the model again with it, or use the tapewatch that wrote it"
+        )
+    try:
+        manifest = Manifest.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{path}: {where or 'manifest'} is {first['input']!r:.80}: {first['msg']}; "
+            "restore the model folder"
+        ) from error
+    for name in manifest.files:
+        if not FILE_NAME.fullmatch(name):
+            raise ArtifactError(
+                f"{path}: files lists {name!r:.80}; a name is lower-case letters, digits, _ and -, "
+                "and ends in .json, .png or .safetensors"
+            )
+    if missing := set(REQUIRED) - set(manifest.files):
+        raise ArtifactError(f"{path}: files does not list {', '.join(sorted(missing))}")
+    return manifest
+
+
+def _check_features(path: Path, manifest: Manifest) -> FeatureSpec:
+    try:
+        spec = FeatureSpec.from_json(json.dumps(manifest.features.spec))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{path}: features.spec: {error}; train the model again with this tapewatch"
+        ) from error
+    if spec.fingerprint != manifest.features.fingerprint:
+        raise ArtifactError(
+            f"{path}: the model was trained on features {manifest.features.fingerprint[:12]}, this "
+            f"tapewatch computes {spec.fingerprint[:12]} from the same definition: "
+            "train the model again with it"
+        )
+    if len(spec.names) != manifest.architecture.features:
+        raise ArtifactError(
+            f"{path}: architecture.features is {manifest.architecture.features}, the feature "
+            f"definition has {len(spec.names)}; restore the model folder"
+        )
+    return spec
+
+
+def _parse_tensors(path: Path, data: bytes) -> dict[str, npt.NDArray[Any]]:
+    try:
+        arrays: dict[str, npt.NDArray[Any]] = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: is no safetensors file ({error}); restore it") from error
+    for array in arrays.values():
+        with contextlib.suppress(ValueError):
+            array.setflags(write=False)
+    return arrays
+
+
+def _expect(path: Path, arrays: Arrays, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    if set(arrays) != set(shapes):
+        odd = sorted(set(arrays) ^ set(shapes))
+        raise ArtifactError(f"{path}: arrays missing or not expected: {', '.join(odd)[:300]}")
+    for name, (shape, dtype) in shapes.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype != np.dtype(dtype):
+            raise ArtifactError(
+                f"{path}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ArtifactError(f"{path}: {name} holds NaN or infinite values; train again")
+
+
+def _check_weights(path: Path, weights: Arrays, sizes: Architecture) -> None:
+    shapes = weight_shapes(sizes.features, sizes.hidden, sizes.latent, sizes.stage2_latent)
+    _expect(path, weights, {name: (shape, "float32") for name, shape in shapes.items()})
+    for name in ("stage1.residual_sd", "stage2.residual_sd", "stage2.scale"):
+        if not (weights[name] > 0).all():
+            raise ArtifactError(f"{path}: {name} must be positive everywhere; train again")
+
+
+def _check_tables(path: Path, tables: Arrays, features: int) -> None:
+    rows = len(tables["keys"]) + 1 if "keys" in tables and tables["keys"].ndim == 1 else 1
+    _expect(
+        path,
+        tables,
+        {
+            "keys": ((rows - 1,), "int64"),
+            "centre": ((rows, features), "float64"),
+            "scale": ((rows, features), "float64"),
+            "threshold": ((rows,), "float64"),
+            "threshold_own": ((rows,), "bool"),
+            "reference_edges": ((REFERENCE_BINS + 1,), "float64"),
+            "reference_counts": ((features, REFERENCE_BINS), "int64"),
+        },
+    )
+    if not (np.diff(tables["keys"]) > 0).all():
+        raise ArtifactError(f"{path}: keys must ascend without repeats; train again")
+    for name in ("scale", "threshold"):
+        if not (tables[name] > 0).all():
+            raise ArtifactError(f"{path}: {name} must be positive everywhere; train again")
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(folder: Path, staged: Path) -> None:
+    """Move the finished folder into place; an old one goes only once its successor stands."""
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        folder.rename(old / folder.name)
+        staged.rename(folder)
+        shutil.rmtree(old)
+    else:
+        staged.rename(folder)
