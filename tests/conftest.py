@@ -16,10 +16,15 @@ from typing import NoReturn, Protocol
 import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from hypothesis import settings
 
 from detector.broker import EmbeddedBroker
 from tests.kafka_broker import KafkaBroker, KafkaUnavailableError
 from tests.mock_cluster import MockCluster
+
+# The first example of a property compiles its kernel; a deadline would call that a failure.
+settings.register_profile("tapewatch", deadline=None)
+settings.load_profile("tapewatch")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEFT_OUT = "left out: "
