@@ -9,8 +9,9 @@ References
 ----------
 Poutré, Chételat, Morales (2024), "Deep unsupervised anomaly detection in high-frequency markets",
 Journal of Finance and Data Science 10, 100129: quote stuffing, layering, pump and dump, with the
-ranges used here. The other kinds follow their common descriptions (fat finger: ESMA and SEC notes
-on erroneous orders; momentum ignition: SEC concept release 34-61358, 2010).
+ranges used here.
+SEC (2010), "Concept release on equity market structure", 34-61358: momentum ignition. The ranges of
+the kinds not in the paper are this project's own.
 """
 
 from __future__ import annotations

@@ -329,3 +329,34 @@ def test_plan_is_plain_data() -> None:
     planned = one_of(AnomalyKind.FAT_FINGER)
     text = json.dumps({"kind": planned.kind, "params": dict(planned.params)})
     assert json.loads(text)["kind"] == "fat_finger"
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_clean_prices_move_with_their_side(clean: TickArray, side: float) -> None:
+    """While a fat finger holds one side away, clean events there are priced with it, others not."""
+    chosen = (one_of(AnomalyKind.FAT_FINGER, seed) for seed in range(40))
+    planned = next(one for one in chosen if one.params["side"] == side)
+    ticks = plant(clean, [planned])
+    kept = ticks[np.isin(ticks["ts_event"], clean["ts_event"])]
+    held = within(clean, planned)
+    passive = np.where(
+        clean["action"] == ord("T"), ord("A") + ord("B") - clean["side"], clean["side"]
+    )
+    for code, name in ((ord("B"), "bid_px"), (ord("A"), "ask_px")):
+        rows = held & (passive == code)
+        by = kept[name][rows] - clean[name][rows]
+        assert np.array_equal(kept["price"][rows] - clean["price"][rows], by)
+        assert np.any(by != 0) == ((code == ord("A")) == (side > 0))
+
+
+def test_simultaneous_clean_tick_comes_first(clean: TickArray) -> None:
+    """A clean tick at the very time of the first step precedes it, over the clean book."""
+    planned = one_of(AnomalyKind.PUMP_AND_DUMP, 2)
+    moved = clean.copy()
+    row = int(np.searchsorted(moved["ts_event"], planned.start_ns))
+    moved["ts_event"][row] = planned.start_ns
+    moved["ts_recv"][row] = planned.start_ns + 1
+    ticks = plant(moved, [planned])
+    assert ticks[row].tobytes() == moved[row].tobytes()
+    assert ticks["ts_event"][row + 1] == planned.start_ns
+    assert ticks["bid_px"][row + 1] > moved["bid_px"][row]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from detector import kernels_synthetic
 from detector.planting import plan
 from detector.synthetic import (
     DEMO_LIVE_S,
@@ -255,3 +256,11 @@ def test_demo_plan_leaves_training_and_warm_up_clean() -> None:
     assert max(one.end_ns for one in planned) < START + (DEMO_TRAIN_S + DEMO_LIVE_S) * NS_PER_S
     kinds = [one.kind for one in planned]
     assert {kinds.count(kind) for kind in kinds} == {3}
+
+
+def test_bid_never_falls_below_one_tick() -> None:
+    """A bid at the lowest price of the grid is refilled there when its queue empties."""
+    parameters = np.ones(kernels_synthetic.PARAMETERS)
+    state = np.ones(kernels_synthetic.STATE, np.int64)
+    kernels_synthetic._deplete(parameters, state, np.array([3], np.uint64), 0)
+    assert state[kernels_synthetic.BID] == 1
