@@ -10,7 +10,7 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 	$$each -c '$(FITS)' >/dev/null 2>&1 && { echo $$each; break; }; done)
 
-.PHONY: help setup demo test check fmt bench lock ci clean
+.PHONY: help setup demo test check fmt bench docs lock ci clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,6 +36,9 @@ fmt: $(INSTALLED)  ## put the code into format and mend what the linter can
 
 bench: $(INSTALLED)  ## measure against ceilings of the same run; writes a table and JSON
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: $(INSTALLED)  ## write the documents that are generated from definitions
+	$(BIN)/python -m detector.documents
 
 lock: $(INSTALLED)  ## pin what pyproject.toml asks for, with hashes
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)

@@ -74,7 +74,7 @@ def main(bootstrap: str, topic: str = "anomalies", group: str = "example-desk") 
             event = json.loads(message.value() or b"{}")
             if not seen.is_repeat(event["event_id"]):
                 handle(event)
-            consumer.commit(message, asynchronous=True)
+            consumer.commit(message=message, asynchronous=True)
     except KeyboardInterrupt:
         pass
     finally:

@@ -1,0 +1,143 @@
+"""The reference documents that are generated from definitions, so that they cannot disagree.
+
+`python -m detector.documents` writes them into `docs/`; a test checks that the committed files are
+in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from detector.config import OWNED_PROPERTIES, Config
+from detector.metrics import Metrics
+
+_CONFIGURATION_HEAD: Final = """# Configuration
+
+`tapewatch run --config tapewatch.toml` reads a TOML file; an environment variable
+`TAPEWATCH_<SECTION>__<KEY>` overrides a key (`TAPEWATCH_BATCH__MAX_SIZE=1024`). Unknown keys and
+values outside of what is allowed are refused, all of them in one message. Relative paths are
+relative to the file. `tapewatch config check` validates without starting anything;
+`tapewatch config show` prints what is in force with secrets masked. Every key has a default: an
+empty file is valid.
+
+This page is generated: `make docs`.
+"""
+
+_OWNED_HEAD: Final = """## librdkafka properties that tapewatch owns
+
+Any other property goes into `[kafka.properties]`, for example `"security.protocol" = "SASL_SSL"`.
+Values whose name looks like a secret are masked wherever configuration is shown; give them by
+environment: `TAPEWATCH_KAFKA__PROPERTIES__SASL_PASSWORD` sets `sasl.password`.
+
+| property | why it is refused |
+|---|---|"""
+
+_METRICS_HEAD: Final = """# Metrics
+
+What `/metrics` tells, beside the usual `process_` and `python_` series. Counters are shown without
+their `_total`. This page is generated: `make docs`.
+
+| metric | type | labels | meaning |
+|---|---|---|---|"""
+
+
+def configuration_markdown() -> str:
+    """Return `docs/configuration.md`."""
+    parts = [_CONFIGURATION_HEAD, "## Top level\n", _table({"delivery": _field("delivery")})]
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            parts += [f"## [{name}]\n", f"{section.__doc__}\n", _table(section.model_fields)]
+    parts += [
+        _OWNED_HEAD,
+        *(f"| `{name}` | {reason} |" for name, reason in OWNED_PROPERTIES.items()),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def metrics_markdown() -> str:
+    """Return `docs/metrics.md`."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    lines = [_METRICS_HEAD]
+    for family in sorted(registry.collect(), key=lambda f: f.name):
+        labels = sorted({k for s in family.samples for k in s.labels} - {"le"})
+        if not labels:
+            labels = sorted(_declared_labels(registry, family.name))
+        lines.append(
+            f"| `{family.name}` | {family.type} | {', '.join(labels)} | {family.documentation} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+DOCUMENTS: Final[Mapping[str, Callable[[], str]]] = {
+    "configuration.md": configuration_markdown,
+    "metrics.md": metrics_markdown,
+}
+
+
+def _field(name: str) -> FieldInfo:
+    return Config.model_fields[name]
+
+
+def _declared_labels(registry: CollectorRegistry, name: str) -> set[str]:
+    """Labels of a metric that has no series yet."""
+    collector: Any = registry._names_to_collectors.get(name)  # noqa: SLF001
+    return set(getattr(collector, "_labelnames", ()))
+
+
+def _table(fields: Mapping[str, FieldInfo]) -> str:
+    lines = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {_allowed(field)} | {_default(field)} | {field.description or ''} |"
+        for name, field in fields.items()
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or value is None:
+        return "not set"
+    return f"`{orjson.dumps(str(value) if isinstance(value, Path) else value).decode()}`"
+
+
+def _allowed(field: FieldInfo) -> str:
+    """Return the type or the choices, with their bounds."""
+    annotation = field.annotation
+    choices = getattr(annotation, "__args__", ())
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return ", ".join(f'`"{choice}"`' for choice in choices)
+    names = {int: "whole number", float: "number", str: "text", Path: "path"}
+    kind = names.get(annotation, "") if isinstance(annotation, type) else ""
+    if not kind:
+        shape = str(annotation)
+        kind = "path" if "Path" in shape else "table" if "dict" in shape else "list of text"
+    bounds = {type(rule).__name__.lower(): rule for rule in field.metadata}
+    words = []
+    if "gt" in bounds:
+        words.append(f"above {bounds['gt'].gt:g}")
+    if "ge" in bounds:
+        words.append(f"from {bounds['ge'].ge:g}")
+    if "le" in bounds:
+        words.append(f"to {bounds['le'].le:g}")
+    return " ".join([kind, *words])
+
+
+def main(folder: Path = Path("docs")) -> None:
+    """Write every document into the folder."""
+    for name, render in DOCUMENTS.items():
+        (folder / name).write_text(render(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,458 @@
+"""The daemon with doubles at both ends: what is committed when, and what stops it.
+
+The consumer is a script of fetches, the sink acknowledges at once, late, never, or refuses. The
+real Kafka is on the other side in tests/integration and tests/faults.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, cast
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from detector.daemon import Daemon, DaemonFailedError, Settings
+from detector.events import AnomalyEvent, Source
+from detector.kafka import Acknowledge, Health, PartitionMessages
+from detector.metrics import Metrics
+from detector.pipeline import Outcome, Prepared
+from detector.symbols import SymbolMap
+from detector.ticks import TickBatch, empty_ticks
+from detector.wire import Decoded, Rejected
+
+TOPICS = {"ticks": 1, "anomalies": 1, "anomalies.dlq": 1}
+WAIT_S = 30.0
+
+
+class Message:
+    """What the daemon asks of a Kafka message."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    def timestamp(self) -> tuple[int, int]:
+        """Create time, now."""
+        return 1, round(time.time() * 1e3)
+
+    def key(self) -> bytes:
+        """A key to be kept in a dead letter."""
+        return b"key"
+
+
+def part(values: Sequence[bytes], first: int = 0, partition: int = 0) -> PartitionMessages:
+    """Messages of one partition with consecutive offsets."""
+    offsets = np.arange(first, first + len(values), dtype=np.int64)
+    messages = cast("Any", [Message(int(o)) for o in offsets])
+    return PartitionMessages(partition, list(values), offsets, messages)
+
+
+class ScriptedConsumer:
+    """Hands over the script, one entry a fetch, then nothing; keeps what was committed."""
+
+    def __init__(self, script: Sequence[list[PartitionMessages]]) -> None:
+        self.script = list(script)
+        self.health = Health()
+        self.health.on_statistics('{"brokers": {"b": {"state": "UP", "nodeid": 1}}}')
+        self.assigned_partitions = frozenset({0, 1})
+        self.commit_errors = 0
+        self.waited_s = 0.0
+        self.committed: dict[int, int] = {}
+        self.fetches = 0
+        self.known: dict[str, int] | None = TOPICS
+        self.assignment: Daemon | None = None
+        self.during_fetch: Callable[[int], None] = lambda _: None
+
+    def topics(self, timeout_s: float) -> dict[str, int]:
+        """The cluster's topics, or nobody there."""
+        del timeout_s
+        if self.known is None:
+            raise TimeoutError("nobody there")
+        return self.known
+
+    def subscribe(self) -> None:
+        """Join."""
+        assert self.assignment is not None
+        self.assignment.assigned([0, 1])
+
+    def fetch(self, max_messages: int, max_delay_s: float) -> list[PartitionMessages]:
+        """The next entry of the script."""
+        del max_messages, max_delay_s
+        self.fetches += 1
+        self.during_fetch(self.fetches)
+        if self.script:
+            return self.script.pop(0)
+        time.sleep(0.002)
+        return []
+
+    def commit(self, positions: Mapping[int, int], *, wait: bool) -> str | None:
+        """Keep the positions."""
+        del wait
+        self.committed.update(positions)
+        return None
+
+    def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """Nothing is behind."""
+        return dict.fromkeys(positions, 0)
+
+    def close(self) -> None:
+        """Leave."""
+        assert self.assignment is not None
+        self.assignment.revoked([0, 1])
+
+
+class Sink:
+    """Acknowledges at once, or what `answer` says: an error, or nothing yet."""
+
+    def __init__(self, answer: Callable[[str, bytes], str | None] = lambda *_: None) -> None:
+        self.health = Health()
+        self.records: list[tuple[str, bytes | None, bytes | None, dict[str, bytes]]] = []
+        self.held: list[Acknowledge] = []
+        self.hold = False
+        self.answer = answer
+
+    def publish(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        acknowledge: Acknowledge | None = None,
+    ) -> None:
+        """Keep the record and answer."""
+        assert acknowledge is not None
+        self.records.append((topic, key, value, dict(headers)))
+        if self.hold:
+            self.held.append(acknowledge)
+            return
+        acknowledge(self.answer(topic, value or b""))
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Tell how many were never acknowledged."""
+        del timeout_s
+        return len(self.held)
+
+
+class EveryMessageIsATick:
+    """A decoder: `bad` is rejected, everything else is one tick."""
+
+    needs_headers = False
+
+    def decode(
+        self, values: Sequence[bytes | None], offsets: Any, partition: int, headers: Any = None
+    ) -> Decoded:
+        """Split the good from the bad."""
+        del headers
+        bad = [i for i, v in enumerate(values) if v is None or v.startswith(b"bad")]
+        good = [i for i in range(len(values)) if i not in bad]
+        batch = TickBatch(
+            empty_ticks(len(good)), partition, offsets[good], np.zeros(len(good), np.int32)
+        )
+        return Decoded(batch, [Rejected(i, "invalid_json") for i in bad])
+
+
+class EveryTickIsAnEvent:
+    """A pipeline: each tick leads to one event."""
+
+    def __init__(self) -> None:
+        self.symbols = SymbolMap()
+        self.released: list[int] = []
+        self.finished = 0
+        self.before_finish: Callable[[], None] = lambda: None
+
+    def prepare(self, batch: TickBatch) -> Prepared:
+        """No features."""
+        return Prepared(batch, cast("Any", None))
+
+    def finish(self, prepared: Sequence[Prepared]) -> Outcome:
+        """An event a tick."""
+        self.before_finish()
+        self.finished += 1
+        events = tuple(
+            event_at(p.batch.partition, int(offset)) for p in prepared for offset in p.batch.offsets
+        )
+        return Outcome(events, (), (), {}, {})
+
+    def release(self, partition: int) -> None:
+        """Keep what was released."""
+        self.released.append(partition)
+
+    def admissions(self, partition: int) -> int:
+        """No instruments."""
+        del partition
+        return 0
+
+    def tracked_instruments(self) -> dict[int, int]:
+        """No instruments."""
+        return {}
+
+    evictions = open_episodes = tracked_instruments
+
+
+def event_at(partition: int, offset: int) -> AnomalyEvent:
+    """An event of the tick at a place."""
+    return AnomalyEvent(
+        event_id=f"{offset:032x}",
+        episode_id="1" * 32,
+        phase="open",
+        symbol="X",
+        publisher_id=0,
+        instrument_id=1,
+        ts_event=1,
+        score=2.0,
+        threshold=1.0,
+        severity="major",
+        severity_value=2.0,
+        stage1_error=1.0,
+        stage2_error=1.0,
+        top_features=(),
+        flags=(),
+        model=("m", "a" * 64),
+        source=Source("ticks", partition, offset, 0),
+        summary=None,
+    )
+
+
+class Rig:
+    """A daemon between doubles, run in a thread of its own."""
+
+    def __init__(self, *script: list[PartitionMessages], sink: Sink | None = None) -> None:
+        self.consumer = ScriptedConsumer(script)
+        self.sink = sink or Sink()
+        self.pipeline = EveryTickIsAnEvent()
+        self.registry = CollectorRegistry()
+        self.error: BaseException | None = None
+
+        def consumer(daemon: Daemon) -> Any:
+            self.consumer.assignment = daemon
+            return self.consumer
+
+        self.daemon = Daemon(
+            Settings("ticks", "anomalies", "anomalies.dlq", commit_interval_s=0.01),
+            cast("Any", self.pipeline),
+            EveryMessageIsATick(),
+            consumer,
+            cast("Any", self.sink),
+            Metrics(self.registry),
+        )
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.daemon.run()
+        except BaseException as error:  # told to the test
+            self.error = error
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sink.hold = False
+        for acknowledge in self.sink.held:
+            acknowledge(None)
+        self.sink.held.clear()
+        self.finish()
+
+    def finish(self) -> None:
+        """Stop the daemon and wait for its end."""
+        self.daemon.stop()
+        self.thread.join(WAIT_S)
+        assert not self.thread.is_alive()
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return a metric's value."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds; fail if it never does."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.002)
+
+
+def test_commits_after_acknowledgement() -> None:
+    """Offsets are committed once the events are acknowledged, and not before."""
+    sink = Sink()
+    sink.hold = True
+    with Rig([part([b"t"] * 3, 10)], sink=sink) as rig:
+        until(lambda: len(sink.held) == 3)
+        until(lambda: rig.consumer.fetches > 20)
+        assert rig.consumer.committed == {}
+        for acknowledge in sink.held:
+            acknowledge(None)
+        sink.held.clear()
+        until(lambda: rig.consumer.committed == {0: 13})
+    assert rig.error is None
+
+
+def test_stop_finishes_what_was_taken_in() -> None:
+    """After stop everything fetched is published and committed, and the daemon returns."""
+    rig = Rig(*[[part([b"t"] * 5, 5 * i)] for i in range(10)])
+    with rig:
+        until(lambda: not rig.consumer.script)
+        rig.finish()
+    assert len(rig.sink.records) == 50
+    assert rig.consumer.committed == {0: 50}
+    assert rig.error is None
+
+
+def test_refused_event_stops_the_daemon_uncommitted() -> None:
+    """An event that Kafka refuses for good stops the daemon; its offset stays uncommitted."""
+    rig = Rig([part([b"t"], 7)], sink=Sink(lambda *_: "MSG_SIZE_TOO_LARGE: too large"))
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert isinstance(rig.error, DaemonFailedError)
+    assert "MSG_SIZE_TOO_LARGE" in str(rig.error)
+    assert rig.consumer.committed == {}
+    assert rig.value("tapewatch_publish_failures_total") == 1
+
+
+def test_bug_in_the_pipeline_stops_the_daemon() -> None:
+    """An unexpected error on the decision thread ends `run` with that error as its cause."""
+    rig = Rig([part([b"t"], 7)])
+
+    def break_down() -> None:
+        raise ZeroDivisionError("a bug")
+
+    rig.pipeline.before_finish = break_down
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert isinstance(rig.error, DaemonFailedError)
+    assert isinstance(rig.error.__cause__, ZeroDivisionError)
+    assert rig.consumer.committed == {}
+
+
+def test_rejected_message_becomes_a_dead_letter() -> None:
+    """A message that cannot be decoded is published byte for byte with its place and reason."""
+    rig = Rig([part([b"t", b"bad\x00\xff", b"t"], 40)])
+    with rig:
+        until(lambda: rig.consumer.committed == {0: 43})
+    topic, key, value, headers = next(r for r in rig.sink.records if r[0] == "anomalies.dlq")
+    assert (topic, key, value) == ("anomalies.dlq", b"key", b"bad\x00\xff")
+    assert headers == {
+        "tapewatch_reason": b"invalid_json",
+        "tapewatch_topic": b"ticks",
+        "tapewatch_partition": b"0",
+        "tapewatch_offset": b"41",
+    }
+    assert rig.value("tapewatch_dead_letters_total") == 1
+    assert rig.value("tapewatch_messages_rejected_total", reason="invalid_json") == 1
+    assert len(rig.sink.records) == 3
+
+
+def test_dead_letter_too_large_is_cut_and_says_so() -> None:
+    """Where the dead-letter topic refuses a size, the first part goes there with a digest."""
+    large = b"bad" + bytes(200_000)
+    sink = Sink(lambda _, value: "MSG_SIZE_TOO_LARGE" if len(value) > 100_000 else None)
+    with Rig([part([large], 3)], sink=sink) as rig:
+        until(lambda: rig.consumer.committed == {0: 4})
+    _, _, value, headers = sink.records[-1]
+    assert value == large[: 64 * 1024]
+    assert headers["tapewatch_truncated_from"] == b"200003"
+    assert len(headers["tapewatch_sha256"]) == 64
+    assert rig.error is None
+
+
+def test_slow_decision_slows_fetching() -> None:
+    """While the decision thread is stuck, only a few micro-batches are taken in."""
+    rig = Rig(*[[part([b"t"], i)] for i in range(100)])
+    gate = threading.Event()
+    rig.pipeline.before_finish = lambda: cast("None", gate.wait(WAIT_S))
+    with rig:
+        until(lambda: rig.consumer.fetches >= 4)
+        time.sleep(0.3)
+        assert rig.consumer.fetches <= 5
+        gate.set()
+        until(lambda: not rig.consumer.script)
+    assert rig.consumer.committed == {0: 100}
+
+
+def test_revocation_finishes_commits_and_forgets() -> None:
+    """Before a partition goes, what is under way is published and committed, then forgotten."""
+    rig = Rig([part([b"t"] * 4, 0), part([b"t"] * 2, 0, partition=1)])
+    seen: dict[int, int] = {}
+
+    def revoke(fetch: int) -> None:
+        if fetch == 2:
+            rig.daemon.revoked([0])
+            seen.update(rig.consumer.committed)
+
+    rig.consumer.during_fetch = revoke
+    with rig:
+        until(lambda: rig.consumer.fetches > 3)
+    assert seen == {0: 4, 1: 2}
+    assert 0 in rig.pipeline.released
+    assert rig.value("tapewatch_rebalances_total", kind="revoked") >= 1
+
+
+def test_lost_partition_commits_nothing() -> None:
+    """A partition that another member has already is never committed by this one."""
+    sink = Sink()
+    sink.hold = True
+    rig = Rig([part([b"t"] * 4, 0), part([b"t"] * 2, 0, partition=1)], sink=sink)
+
+    def lose(fetch: int) -> None:
+        if fetch == 2:
+            rig.daemon.lost([0])
+
+    rig.consumer.during_fetch = lose
+    with rig:
+        until(lambda: rig.consumer.fetches > 3 and len(sink.held) == 6)
+    assert rig.consumer.committed == {1: 2}
+
+
+def test_missing_topics_are_named() -> None:
+    """Without its topics the daemon refuses to start and says how to create them."""
+    rig = Rig()
+    rig.consumer.known = {"ticks": 1}
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert isinstance(rig.error, DaemonFailedError)
+    assert "anomalies, anomalies.dlq" in str(rig.error)
+    assert "tapewatch topics create" in str(rig.error)
+
+
+def test_unreachable_broker_is_waited_for() -> None:
+    """While no broker answers the daemon is alive but not ready, and goes on once one does."""
+    rig = Rig([part([b"t"], 0)])
+    rig.consumer.known = None
+    with rig:
+        time.sleep(0.1)
+        assert rig.daemon.healthy()[0]
+        assert rig.daemon.ready() == (False, "waiting for Kafka and its topics")
+        rig.consumer.known = TOPICS
+        until(lambda: rig.consumer.committed == {0: 1})
+        assert rig.daemon.ready()[0]
+        rig.consumer.health.on_statistics('{"brokers": {}}')
+        assert not rig.daemon.ready()[0]
+    assert not rig.daemon.ready()[0]
+
+
+def test_unusable_kafka_stops_the_daemon() -> None:
+    """An authorisation error is not waited out: the daemon ends and names it."""
+    rig = Rig()
+
+    def deny(fetch: int) -> None:
+        if fetch == 3:
+            from detector.kafka import KafkaUnusableError  # noqa: PLC0415
+
+            rig.consumer.health.fatal = KafkaUnusableError("Kafka: TOPIC_AUTHORIZATION_FAILED")
+
+    rig.consumer.during_fetch = deny
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert "TOPIC_AUTHORIZATION_FAILED" in str(rig.error)
+
+
+def test_latency_is_observed_per_event() -> None:
+    """Every acknowledged event adds one observation from its record's Kafka timestamp."""
+    with Rig([part([b"t"] * 3, 0)]) as rig:
+        until(lambda: rig.consumer.committed == {0: 3})
+    assert rig.value("tapewatch_tick_to_event_seconds_count") == 3
+    assert rig.value("tapewatch_tick_to_event_stale_total") == 0
+    assert rig.value("tapewatch_events_total", phase="open", severity="major") == 3
