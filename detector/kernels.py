@@ -1,0 +1,1319 @@
+"""The feature kernels: one pass over a batch in arrival order, numpy in and out.
+
+The state of one instrument is one row in each of a few matrices: slow scales, exponentially decaying
+windows, sums and extremes of the last W events. A tick finds its row through an open-addressing
+table; when all rows are taken the least recently seen instrument gives up its own.
+Nothing here knows a batch boundary, the wall clock or another partition: what comes out depends on
+the ticks so far and on nothing else, to the last bit. What each output means is written beside its
+name in `detector.features`; `tests/oracles.py` computes the same from the definitions.
+
+All helpers stand in this one file on purpose: Numba's disk cache looks only at the file of the
+function it caches, so a helper changed elsewhere would leave a stale kernel behind.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+VERSION: Final = 1  # part of every spec's fingerprint: raise it when an output changes its meaning
+
+# --- parameters, as int64 array `par` and float64 array `rates` ----------------------------------
+P_JUMP = 0  # ns: further than this from the partition's clock, a time is implausible
+P_GAP = 1  # ns: a longer silence ends the session; 0: never
+P_WARMUP = 2  # events before an instrument is ready
+P_SHORT = 3  # W, events in the short window
+P_LONG = 4  # vectors: events in the long window
+P_SLOW = 5  # events that a slow scale looks back on
+P_SIZE = 6
+
+# --- header of a bank -----------------------------------------------------------------------------
+H_CLOCK = 0
+H_HAS_CLOCK = 1
+H_CANDIDATE = 2
+H_HAS_CANDIDATE = 3
+H_USED = 4  # rows taken: always rows 0 .. used-1
+H_EVICTIONS = 5
+H_SIZE = 8
+
+# --- int64 row ------------------------------------------------------------------------------------
+I_LAST = 0  # ns, latest event time
+I_EVENTS = 1  # events since the start; 0: never seen
+I_COUNT = 2  # events in the ring
+I_POS = 3  # next ring position
+I_FAR_LATE = 4  # consecutive ticks later than a session gap
+I_BID = 5
+I_ASK = 6
+I_BID_SIZE = 7
+I_ASK_SIZE = 8
+I_SIDES = 9  # which sides the previous book had: 1 bid, 2 ask
+I_BOOK_SEEN = 10  # a two-sided book was seen this session: the mid is the reference price
+I_HAS_REF = 11
+I_BID_DIR = 12
+I_ASK_DIR = 13
+I_BID_SINCE = 14
+I_ASK_SINCE = 15
+I_TRADE = 16  # last trade price
+I_HAS_TRADE = 17
+I_TRADE_SIGN = 18
+I_HAS_CHANGE = 19  # F_CHANGE holds a trade price change
+I_HASH_POS = 20
+I_FLAGS = 21  # two words: sums over the ring, eight one-byte counters each
+I_RING = 24  # W pairs of flag words
+HASHES = 64  # records remembered, to know a repeat: uint32 row
+
+# --- float64 row of a tick instrument -------------------------------------------------------------
+# Slow scales are pairs: mean, number of observations (at most P_SLOW).
+F_SPREAD = 0
+F_MOVE = 2  # size of the non-zero changes of the reference price
+F_R2 = 4  # squares of the non-zero log returns
+F_MOVING = 6  # share of events with a non-zero return
+F_DEPTH = 8  # mean of the two best sizes
+F_DT = 10  # non-zero inter-arrival times
+F_WAITING = 12  # share of events with a non-zero inter-arrival time
+F_TRADE = 14  # trade sizes
+F_LOG_SIZE = 16  # mean and variance of log trade size
+F_TRADES = 18  # trades per event
+F_CANCELS = 20  # cancels per event
+F_LATENCY = 22
+F_REF = 24  # reference price
+F_ABS_R = 25  # previous absolute log return
+F_CHANGE = 26  # previous trade price change
+F_CARRIED_SPREAD = 27
+F_FAST = 28  # messages in the fastest decaying window
+F_EW1 = 32  # sixteen decaying sums, second half-life
+F_EW2 = 48  # the same, third half-life
+F_EW3 = 64  # eight decaying sums, fourth half-life
+F_BLOCK = 72  # block sums of the short window, see `slide`
+
+# decaying sums of F_EW1 and F_EW2
+E_N = 0
+E_BUYS = 1  # a trade of unknown sign counts half on each side
+E_SELLS = 2
+E_BID_CANCELS = 3
+E_ASK_CANCELS = 4
+E_R = 5
+E_R2 = 6
+E_ABS_R = 7
+E_VOLUME = 8
+E_SIGNED = 9
+E_OFI = 10
+E_ABS_OFI = 11
+E_FLIPS = 12
+EW_WIDTH = 16
+# decaying sums of F_EW3
+G_N = 0
+G_VOLUME = 1  # of trades with a price
+G_PRICE_VOLUME = 2
+G_MOVE_SIGNED = 3
+G_SIGNED2 = 4
+G_ROLL = 5
+G_ROLL_PAIRS = 6
+EW3_WIDTH = 8
+
+# --- the short window ---------------------------------------------------------------------------
+# Doubles, for what is subtracted afterwards (variances, price levels): nine sums, then maxima.
+W_IMBALANCE = 0
+W_IMBALANCE2 = 1
+W_BID_SIZE = 2
+W_BID_SIZE2 = 3
+W_ASK_SIZE = 4
+W_ASK_SIZE2 = 5
+W_DT = 6
+W_DT2 = 7
+W_REF = 8
+W_HIGH = 9
+W_LOW = 10  # of the negative
+WIDE_SUMS = 9
+WIDE = 11
+# Singles, half the memory, for the rest: twelve sums, then maxima.
+S_R = 0
+S_R2 = 1
+S_BIPOWER = 2
+S_MOVE = 3
+S_ABS_MOVE = 4
+S_SPREAD = 5
+S_OFI = 6
+S_ABS_OFI = 7
+S_SIGNED = 8
+S_VOLUME = 9
+S_CANCELLED = 10
+S_EFFECTIVE = 11
+S_SPREAD_MAX = 12
+S_SPREAD_MIN = 13  # of the negative
+S_BID_SIZE_MAX = 14
+S_ASK_SIZE_MAX = 15
+S_VOLUME_MAX = 16
+S_CANCELLED_MAX = 17
+NARROW_SUMS = 12
+NARROW = 18
+LEAST: Final = -1e30  # below every price, size and spread: the maximum of nothing
+
+# flag words: the bit at which a counter's byte starts
+A_ADD = 0
+A_BID_CANCEL = 8
+A_ASK_CANCEL = 16
+A_BUY = 24
+A_SELL = 32
+A_TRADE = 40
+A_CROSSED_LOCKED = 48
+B_BID_UP = 0
+B_BID_DOWN = 8
+B_ASK_UP = 16
+B_ASK_DOWN = 24
+B_BID_FLIP = 32
+B_ASK_FLIP = 40
+
+# --- outputs for ticks ----------------------------------------------------------------------------
+(
+    RETURN_TICK,
+    RETURN_SHORT,
+    RETURN_1,
+    RETURN_2,
+    PATH_EFFICIENCY,
+    RANGE,
+    MEAN_DEVIATION,
+    REALISED_VARIANCE_SHORT,
+    REALISED_VARIANCE_1,
+    REALISED_VARIANCE_2,
+    BIPOWER_VARIANCE,
+    JUMP_RATIO,
+    QUOTED_SPREAD,
+    RELATIVE_SPREAD,
+    SPREAD_MEAN,
+    SPREAD_MIN,
+    SPREAD_MAX,
+    EFFECTIVE_SPREAD,
+    ROLL_SPREAD,
+    CROSSED_LOCKED,
+    QUEUE_IMBALANCE,
+    QUEUE_IMBALANCE_MEAN,
+    QUEUE_IMBALANCE_SD,
+    MICROPRICE_DEVIATION,
+    BID_SIZE,
+    ASK_SIZE,
+    BID_SIZE_MAX,
+    ASK_SIZE_MAX,
+    BID_SIZE_CV,
+    ASK_SIZE_CV,
+    BID_AGE,
+    ASK_AGE,
+    OFI_TICK,
+    OFI_SHORT,
+    ORDER_FLOW,
+    OFI_1,
+    OFI_2,
+    TRADE_SHARE,
+    TRADE_SIGN_IMBALANCE,
+    SIGNED_VOLUME_SHORT,
+    SIGNED_VOLUME_2,
+    VOLUME,
+    LARGEST_TRADE,
+    TRADE_SIZE_Z,
+    TRADE_RATE_1,
+    TRADE_RATE_2,
+    VWAP_DEVIATION,
+    KYLE_LAMBDA,
+    AMIHUD,
+    INTER_ARRIVAL,
+    INTER_ARRIVAL_MEAN,
+    INTER_ARRIVAL_CV,
+    MESSAGE_RATE_0,
+    MESSAGE_RATE_1,
+    MESSAGE_RATE_2,
+    BURST_RATIO,
+    ADD_SHARE,
+    BID_CANCEL_SHARE,
+    ASK_CANCEL_SHARE,
+    CANCEL_TO_TRADE,
+    CANCEL_RATE_1,
+    CANCEL_RATE_2,
+    CANCEL_IMBALANCE,
+    CANCELLED_VOLUME,
+    LARGEST_CANCEL,
+    BID_CANCEL_X_BUY,
+    ASK_CANCEL_X_SELL,
+    BID_CHANGES,
+    ASK_CHANGES,
+    BID_FLIPS,
+    ASK_FLIPS,
+    BID_IMPROVEMENT,
+    ASK_IMPROVEMENT,
+    FLIP_SHARE,
+    FEED_LATENCY,
+) = range(75)
+TICK_OUTPUTS: Final = 75
+
+# --- outputs for vectors: two of the instrument, then nine of each column -------------------------
+VECTOR_OUTPUTS: Final = 2
+COLUMN_OUTPUTS: Final = 9
+C_CHANGE = 0  # mean and count of the size of the non-zero changes
+C_SLOW = 2  # mean, variance, count
+C_LONG = 5  # mean, variance
+C_LAST = 7
+COLUMN_STATE = 8  # then the ring of W values
+V_DT = 0  # as F_DT and F_WAITING
+V_WAITING = 2
+V_RING = 4  # W inter-arrival times, then the columns
+I_SINCE = 5  # vectors: events since the windows began
+(CHANGE, LEVEL, SHORT_MEAN, SHORT_SD, LONG_MEAN, LONG_SD, HIGH, LOW, RANK) = range(9)
+
+# --- constants of the definitions -----------------------------------------------------------------
+LN2: Final = math.log(2.0)
+HALF_PI: Final = math.pi / 2.0
+SECOND: Final = 1e-9
+NO_PRICE: Final = 2**63 - 1
+OUTLIER: Final = 32.0  # an observation counts for at most this many times the slow scale
+FAR_LATE_LIMIT: Final = 2
+WAIT_FLOOR: Final = 0.01  # of the mean wait: keeps the log of a wait of zero finite
+LOG_SIZE_SD_FLOOR: Final = 0.1
+SD_FLOOR: Final = 1e-6  # of the mean of a column
+TINY: Final = 1e-100
+CLAMP: Final = 1e6
+MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
+MIX: Final = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
+
+ACTION_ADD: Final = ord("A")
+ACTION_CANCEL: Final = ord("C")
+ACTION_MODIFY: Final = ord("M")
+ACTION_TRADE: Final = ord("T")
+NONE: Final = ord("N")
+BID: Final = ord("B")
+ASK: Final = ord("A")
+
+Q_REPEATED: Final = 1
+Q_IMPLAUSIBLE_TIME: Final = 2
+Q_NO_TIME: Final = 4
+Q_NOT_FINITE: Final = 8
+Q_LATE: Final = 256
+Q_NONPOSITIVE_PRICE: Final = 512
+Q_CROSSED: Final = 1024
+Q_LOCKED: Final = 2048
+Q_ZERO_SIZE: Final = 4096
+Q_ONE_SIDED: Final = 8192
+
+# bits of an IEEE 754 double
+MANTISSA: Final = np.int64((1 << 52) - 1)
+EXPONENT_ONE: Final = np.int64(1023 << 52)
+EXPONENT_MAGIC: Final = np.int64(1075 << 52)  # 2**52: an integer below it sits in the mantissa
+MAGIC: Final = float(2**52 + 1023)
+SQRT2: Final = math.sqrt(2.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def home(key, mask):
+    """Where the search for `key` starts: Fibonacci hashing over a power of two."""
+    mixed = np.uint64(key) * MULTIPLIER
+    return np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def find(key, table, keys):
+    """Row of `key`, or -1."""
+    mask = table.shape[0] - 1
+    at = home(key, mask)
+    while True:
+        slot = table[at]
+        if slot < 0:
+            return np.int64(-1)
+        if keys[slot] == key:
+            return np.int64(slot)
+        at = (at + 1) & mask
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def insert(key, slot, table):
+    """Enter `key`, which must not be in the table; the table is at most half full."""
+    mask = table.shape[0] - 1
+    at = home(key, mask)
+    while table[at] >= 0:
+        at = (at + 1) & mask
+    table[at] = slot
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def remove(key, table, keys):
+    """Take `key`, which must be in the table, out, and close the hole behind it.
+
+    Backward shift (Knuth, TAOCP 3, 6.4, algorithm R): an entry moves into the hole unless its
+    home lies cyclically in (hole, entry]. No tombstones, so searches never grow longer.
+    """
+    mask = table.shape[0] - 1
+    hole = home(key, mask)
+    while keys[table[hole]] != key:
+        hole = (hole + 1) & mask
+    at = hole
+    while True:
+        at = (at + 1) & mask
+        slot = table[at]
+        if slot < 0:
+            break
+        distance = (at - home(keys[slot], mask)) & mask
+        if distance >= ((at - hole) & mask):
+            table[hole] = slot
+            hole = at
+    table[hole] = -1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def touch(slot, links):
+    """Make `slot` the most recently seen. Row `len - 1` of `links` is the list's sentinel.
+
+    Column 0 leads towards older rows, column 1 towards newer ones.
+    """
+    end = links.shape[0] - 1
+    newest = links[end, 0]
+    if newest == slot:
+        return
+    older = links[slot, 0]
+    newer = links[slot, 1]
+    if older >= 0:
+        links[older, 1] = newer
+        links[newer, 0] = older
+    links[newest, 1] = slot
+    links[slot, 0] = newest
+    links[slot, 1] = end
+    links[end, 0] = slot
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def order_of(links, out):
+    """Write the rows in use, from the least to the most recently seen; `out` has their number."""
+    slot = links[links.shape[0] - 1, 1]
+    for k in range(out.shape[0]):
+        out[k] = slot
+        slot = links[slot, 1]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def claim(key, table, keys, links, head):
+    """Row for a new instrument: a free one, or that of the least recently seen (evicted)."""
+    end = links.shape[0] - 1
+    if head[H_USED] < end:
+        slot = head[H_USED]
+        head[H_USED] += 1
+    else:
+        slot = np.int64(links[end, 1])
+        remove(keys[slot], table, keys)
+        head[H_EVICTIONS] += 1
+    keys[slot] = key
+    insert(key, slot, table)
+    return slot
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def plausible(ts, head, jump):
+    """Whether `ts` fits the partition's clock, which is the latest plausible time so far.
+
+    A time further than `jump` from it is refused once; the next tick, if it is near the refused
+    one, moves the clock there (a topic may begin with a wrong time, or be filled again).
+    """
+    near = head[H_HAS_CLOCK] == 0 or abs(ts - head[H_CLOCK]) <= jump
+    if near:
+        head[H_CLOCK] = max(ts, head[H_CLOCK] if head[H_HAS_CLOCK] else ts)
+    elif head[H_HAS_CANDIDATE] and abs(ts - head[H_CANDIDATE]) <= jump:
+        head[H_CLOCK] = ts
+    else:
+        head[H_CANDIDATE] = ts
+        head[H_HAS_CANDIDATE] = 1
+        return False
+    head[H_HAS_CLOCK] = 1
+    head[H_HAS_CANDIDATE] = 0
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def observe(row, at, x, most):
+    """Take `x` into the slow scale `row[at]`: mean of the first `most`, then an average fading at
+    rate 1 / most. One observation counts for at most `OUTLIER` times the scale."""
+    count = min(row[at + 1] + 1.0, most)
+    mean = row[at]
+    if mean > 0.0 and x > OUTLIER * mean:
+        x = OUTLIER * mean
+    row[at + 1] = count
+    row[at] = mean + (x - mean) / count
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def share(row, at, x, most):
+    """Take `x` into the slow mean `row[at]` of a quantity between 0 and 2, as it is."""
+    count = min(row[at + 1] + 1.0, most)
+    row[at + 1] = count
+    row[at] += (x - row[at]) / count
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def inverse(x):
+    """1 / x, and 0 where x is not above 0: what has no scale yet has no feature yet."""
+    return 1.0 / x if x > 0.0 else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def contrast(a, b, offset):
+    """x with sign(x) log(1 + |x|) = log((a + offset) / (b + offset)), for a, b >= 0."""
+    return (a - b) / (min(a, b) + offset)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def compress(x, bounded, scratch, bits, out):
+    """Write `x` to `out`, as sign(x) log(1 + |x|) where it is not bounded; always finite.
+
+    The logarithm is computed from the bits of the double, without branches, so that LLVM makes
+    vector instructions of it: 75 calls of `math.log1p` would cost more than all the rest. Series
+    of the inverse hyperbolic tangent, error below 1e-12.
+    """
+    n = x.shape[0]
+    for k in range(n):
+        scratch[0, k] = 1.0 + abs(x[k])
+    for k in range(n):
+        word = bits[0, k]
+        bits[1, k] = (word >> 52) | EXPONENT_MAGIC
+        bits[0, k] = (word & MANTISSA) | EXPONENT_ONE
+    for k in range(n):
+        mantissa = scratch[0, k]
+        exponent = scratch[1, k] - MAGIC
+        above = mantissa > SQRT2
+        mantissa = 0.5 * mantissa if above else mantissa
+        exponent = exponent + 1.0 if above else exponent
+        s = (mantissa - 1.0) / (mantissa + 1.0)
+        z = s * s
+        series = 1.0 / 11.0 + z * (1.0 / 13.0 + z * (1.0 / 15.0))
+        series = 1.0 / 5.0 + z * (1.0 / 7.0 + z * (1.0 / 9.0 + z * series))
+        log = exponent * LN2 + 2.0 * s * (1.0 + z * (1.0 / 3.0 + z * series))
+        value = x[k]
+        signed = log if value >= 0.0 else -log
+        value = value if bounded[k] else signed
+        value = value if value < CLAMP else CLAMP
+        value = value if value > -CLAMP else -CLAMP
+        out[k] = np.float32(value)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def arrive(ts, slot, ints, floats, par):
+    """Advance the instrument's clock to `ts`.
+
+    Returns
+    -------
+    wait
+        ns since the latest tick, 0 if this one is late; -1: the windows begin anew with this tick,
+        because the instrument is new, silent for longer than a gap, or its time was wrong.
+    late
+        Whether the tick lies before the instrument's latest one.
+    """
+    if ints[slot, I_EVENTS] > 0:
+        wait = ts - ints[slot, I_LAST]
+        gap = par[P_GAP]
+        far_late = gap > 0 and wait < -gap
+        ints[slot, I_FAR_LATE] = ints[slot, I_FAR_LATE] + 1 if far_late else 0
+        wrong = abs(wait) > par[P_JUMP] or ints[slot, I_FAR_LATE] >= FAR_LATE_LIMIT
+        if not wrong and (gap == 0 or wait <= gap):
+            if wait < 0:
+                return np.int64(0), True
+            ints[slot, I_LAST] = ts
+            return wait, False
+        if wrong:
+            for k in range(I_HASH_POS):  # the hashes stay: a repeat is a repeat at any time
+                ints[slot, k] = 0
+            floats[slot, :] = 0.0
+    ints[slot, I_LAST] = ts
+    return np.int64(-1), False
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def repeated(slot, digest, old, ints, hashes):
+    """Whether this record was among the instrument's last `HASHES`; if not, remember it.
+
+    A repeat is never newer than the latest tick, so the usual tick (`old` false) only writes.
+    """
+    if old:
+        for k in range(HASHES):
+            if hashes[slot, k] == digest:
+                return True
+    at = ints[slot, I_HASH_POS]
+    hashes[slot, at] = digest
+    ints[slot, I_HASH_POS] = (at + 1) & (HASHES - 1)
+    return False
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def digest_of(words, i):
+    """32-bit hash of a whole record, never 0 (the value of an empty place).
+
+    A false repeat needs the same hash among 64 records of one instrument at a time that does not
+    advance: less than 2 in 10**8 of such ticks.
+    """
+    h = MULTIPLIER
+    for k in range(words.shape[1]):
+        h = (h ^ np.uint64(words[i, k])) * MIX
+        h ^= h >> np.uint64(29)
+    return np.uint32((h >> np.uint64(32)) | np.uint64(1))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def slide(row, at, sums, width, short, position, new, window):
+    """Put `new` into a sliding window of `short` events, and write the window's sums and maxima.
+
+    The columns before `sums` are added, the others maximised. Time is cut into blocks of `short`
+    events: the window is the end of the last block and the beginning of this one (van Herk 1992,
+    Gil and Werman 1993), so nothing is ever subtracted and no error lives longer than its event.
+    `row[at:]` holds the fold of this block so far, then one line per position: what came in at
+    it, replaced at the block's end by the fold from there to the end.
+    """
+    line = at + width * (position + 1)
+    if position + 1 < short:
+        for k in range(sums):
+            row[line + k] = new[k]
+            row[at + k] += new[k]
+            window[k] = row[at + k] + row[line + width + k]
+        for k in range(sums, width):
+            row[line + k] = new[k]
+            best = row[at + k] if row[at + k] > new[k] else new[k]
+            row[at + k] = best
+            ended = row[line + width + k]
+            window[k] = best if best > ended else ended
+        return
+    for k in range(width):
+        window[k] = row[at + k] + new[k] if k < sums else max(row[at + k], new[k])
+        row[line + k] = new[k]
+        row[at + k] = 0.0 if k < sums else LEAST
+    for j in range(short - 1):
+        line -= width
+        for k in range(sums):
+            row[line + k] += row[line + width + k]
+        for k in range(sums, width):
+            ended = row[line + width + k]
+            row[line + k] = row[line + k] if row[line + k] > ended else ended
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def clear_window(row, at, sums, width, short):
+    """Empty a sliding window."""
+    for j in range(short + 1):
+        for k in range(width):
+            row[at + j * width + k] = 0.0 if k < sums else LEAST
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def update_ticks(
+    words, par, rates, bounded, floats, singles, ints, hashes, keys, table, links, head,
+    values, ready, quality, slots, out_keys, out_ts,
+):  # fmt: skip
+    """Update the state with `n` ticks and write their features.
+
+    Parameters
+    ----------
+    words : (n, 10) int64
+        The ticks (dtype `TICK`) as little-endian words.
+    par : (P_SIZE,) int64
+    rates : (4,) float64
+        Decay rates ln(2) / half-life, 1/s.
+    bounded : (F,) bool
+    floats, singles, ints, hashes : (capacity, .) float64, float32, int64, uint32
+        State rows.
+    keys : (capacity,) int64
+        Key of each row.
+    table : (2**b,) int32
+        Open-addressing table of rows; -1: empty.
+    links : (capacity + 1, 2) int32
+        Order of last sight, see `touch`.
+    head : (H_SIZE,) int64
+    values, ready, quality, slots, out_keys, out_ts
+        Outputs: (n, F) float32, (n,) bool, uint16, int32, int64, int64.
+    """
+    outputs = bounded.shape[0]
+    x = np.zeros(outputs)
+    scratch = np.empty((2, outputs))
+    bits = scratch.view(np.int64)
+    ew = np.zeros(EW_WIDTH)
+    new_wide = np.zeros(WIDE)
+    wide = np.zeros(WIDE)
+    new_narrow = np.zeros(NARROW, np.float32)
+    narrow = np.zeros(NARROW, np.float32)
+    short = par[P_SHORT]
+    most = float(par[P_SLOW])
+    low = np.int64(0xFFFFFFFF)
+    last_wait = np.int64(-1)
+    decay0 = decay1 = decay2 = decay3 = 1.0
+
+    for i in range(words.shape[0]):
+        # --- identity and time ----------------------------------------------------------------
+        word = words[i, 0]
+        key = ((word >> 16) & 0xFFFF) << 32 | ((word >> 32) & low)
+        ts = words[i, 1]
+        out_keys[i] = key
+        out_ts[i] = ts
+        ready[i] = False
+        slots[i] = -1
+        if ts <= 0:
+            quality[i] = Q_NO_TIME
+            values[i, :] = np.float32(0.0)
+            continue
+        if not plausible(ts, head, par[P_JUMP]):
+            quality[i] = Q_IMPLAUSIBLE_TIME
+            values[i, :] = np.float32(0.0)
+            continue
+        slot = find(key, table, keys)
+        sequence = (words[i, 5] >> 32) & low
+        if slot < 0:
+            slot = claim(key, table, keys, links, head)
+            floats[slot, :] = 0.0
+            ints[slot, :] = 0
+            hashes[slot, :] = 0
+        if sequence != 0:
+            old = ints[slot, I_EVENTS] > 0 and ts <= ints[slot, I_LAST]
+            if repeated(slot, digest_of(words, i), old, ints, hashes):
+                quality[i] = Q_REPEATED
+                values[i, :] = np.float32(0.0)
+                continue
+        touch(slot, links)
+        wait, late = arrive(ts, slot, ints, floats, par)
+        flag = Q_LATE if late else 0
+        now = ints[slot, I_LAST]
+        fresh = wait < 0
+        f = floats[slot]
+        state = ints[slot]
+        if fresh:
+            for k in range(F_REF, F_BLOCK):
+                f[k] = 0.0
+            clear_window(f, F_BLOCK, WIDE_SUMS, WIDE, short)
+            clear_window(singles[slot], 0, NARROW_SUMS, NARROW, short)
+            for k in range(I_COUNT, I_HASH_POS):
+                state[k] = 0
+            state[I_FLAGS] = 0
+            state[I_FLAGS + 1] = 0
+            state[I_BID_SINCE] = now
+            state[I_ASK_SINCE] = now
+            wait = np.int64(0)
+        events = state[I_EVENTS] + 1
+        state[I_EVENTS] = events
+
+        # --- slow scales before this tick -----------------------------------------------------
+        per_price = inverse(f[F_SPREAD] if f[F_SPREAD + 1] > 0.0 else f[F_MOVE])
+        per_variance = inverse(f[F_R2] * f[F_MOVING])
+        per_return = math.sqrt(per_variance)
+        per_depth = inverse(f[F_DEPTH])
+        mean_wait = f[F_DT] * f[F_WAITING]
+        per_wait = inverse(mean_wait)
+        mean_trade = f[F_TRADE]
+        per_trade = inverse(mean_trade)
+
+        # --- the record -----------------------------------------------------------------------
+        price = words[i, 2]
+        word = words[i, 3]
+        size = word & low
+        action = (word >> 32) & 0xFF
+        side = (word >> 40) & 0xFF
+        is_trade = action == ACTION_TRADE
+        bid = words[i, 6]
+        ask = words[i, 7]
+        has_bid = bid != NO_PRICE
+        has_ask = ask != NO_PRICE
+        word = words[i, 8]
+        bid_size = word & low if has_bid else np.int64(0)
+        ask_size = (word >> 32) & low if has_ask else np.int64(0)
+        has_price = price != NO_PRICE
+        if (has_price and price <= 0) or bid <= 0 or ask <= 0:
+            flag |= Q_NONPOSITIVE_PRICE
+        if (is_trade and size == 0) or (has_bid and bid_size == 0) or (has_ask and ask_size == 0):
+            flag |= Q_ZERO_SIZE
+        before = state[I_SIDES]
+        old_bid = state[I_BID]
+        old_ask = state[I_ASK]
+        old_bid_size = state[I_BID_SIZE]
+        old_ask_size = state[I_ASK_SIZE]
+        if is_trade and not has_bid and not has_ask:
+            # the record carries no book: the book stays as it was
+            bid = old_bid
+            ask = old_ask
+            bid_size = old_bid_size
+            ask_size = old_ask_size
+            has_bid = before & 1 != 0
+            has_ask = before & 2 != 0
+        else:
+            if not (has_bid and has_ask):
+                flag |= Q_ONE_SIDED
+            elif bid > ask:
+                flag |= Q_CROSSED
+            elif bid == ask:
+                flag |= Q_LOCKED
+            if bid_size == 0 and ask_size == 0:
+                # a market without sizes: each quoted side counts one
+                bid_size = np.int64(1) if has_bid else np.int64(0)
+                ask_size = np.int64(1) if has_ask else np.int64(0)
+            state[I_BID] = bid
+            state[I_ASK] = ask
+            state[I_BID_SIZE] = bid_size
+            state[I_ASK_SIZE] = ask_size
+            state[I_SIDES] = (1 if has_bid else 0) | (2 if has_ask else 0)
+        two_sided = has_bid and has_ask
+
+        # --- what the book did ----------------------------------------------------------------
+        bid_flow = 0.0
+        ask_flow = 0.0
+        word_a = np.int64(0)
+        word_b = np.int64(0)
+        flips = 0.0
+        if has_bid and before & 1 != 0:
+            bid_flow = (float(bid_size) if bid >= old_bid else 0.0) - (
+                float(old_bid_size) if bid <= old_bid else 0.0
+            )
+            if bid != old_bid:
+                up = bid > old_bid
+                direction = np.int64(1) if up else np.int64(-1)
+                word_b |= np.int64(1) << (B_BID_UP if up else B_BID_DOWN)
+                if state[I_BID_DIR] == -direction:
+                    word_b |= np.int64(1) << B_BID_FLIP
+                    flips += 1.0
+                state[I_BID_DIR] = direction
+                state[I_BID_SINCE] = now
+        if has_ask and before & 2 != 0:
+            ask_flow = (float(ask_size) if ask <= old_ask else 0.0) - (
+                float(old_ask_size) if ask >= old_ask else 0.0
+            )
+            if ask != old_ask:
+                up = ask > old_ask
+                direction = np.int64(1) if up else np.int64(-1)
+                word_b |= np.int64(1) << (B_ASK_UP if up else B_ASK_DOWN)
+                if state[I_ASK_DIR] == -direction:
+                    word_b |= np.int64(1) << B_ASK_FLIP
+                    flips += 1.0
+                state[I_ASK_DIR] = direction
+                state[I_ASK_SINCE] = now
+        ofi = bid_flow - ask_flow
+
+        # --- adds and cancels -----------------------------------------------------------------
+        bid_cancelled = 0.0
+        ask_cancelled = 0.0
+        adds = False
+        bid_cancels = False
+        ask_cancels = False
+        if (action == ACTION_ADD or action == ACTION_CANCEL) and (side == BID or side == ASK):
+            if action == ACTION_ADD:
+                adds = True
+            elif side == BID:
+                bid_cancels = True
+                bid_cancelled = float(size)
+            else:
+                ask_cancels = True
+                ask_cancelled = float(size)
+        elif (
+            action == NONE
+            or action == ACTION_MODIFY
+            or action == ACTION_ADD
+            or action == ACTION_CANCEL
+        ):
+            adds = bid_flow > 0.0 or ask_flow > 0.0
+            bid_cancels = bid_flow < 0.0
+            ask_cancels = ask_flow < 0.0
+            bid_cancelled = max(-bid_flow, 0.0)
+            ask_cancelled = max(-ask_flow, 0.0)
+        cancels = (1.0 if bid_cancels else 0.0) + (1.0 if ask_cancels else 0.0)
+        if adds:
+            word_a |= np.int64(1) << A_ADD
+        if bid_cancels:
+            word_a |= np.int64(1) << A_BID_CANCEL
+        if ask_cancels:
+            word_a |= np.int64(1) << A_ASK_CANCEL
+
+        # --- trades ---------------------------------------------------------------------------
+        old_ref = f[F_REF]
+        had_ref = state[I_HAS_REF] != 0
+        book_before = state[I_BOOK_SEEN] != 0
+        volume = 0.0
+        signed = 0.0
+        buys = 0.0
+        sells = 0.0
+        effective = 0.0
+        size_z = 0.0
+        log_size = 0.0
+        roll = 0.0
+        roll_pairs = 0.0
+        priced = 0.0
+        if is_trade:
+            sign = np.int64(1) if side == BID else np.int64(-1) if side == ASK else np.int64(0)
+            if sign == 0 and has_price:
+                # quote rule, then tick rule (Lee and Ready 1991)
+                if book_before and float(price) != old_ref:
+                    sign = np.int64(1) if float(price) > old_ref else np.int64(-1)
+                elif state[I_HAS_TRADE] != 0:
+                    sign = state[I_TRADE_SIGN]
+                    if price != state[I_TRADE]:
+                        sign = np.int64(1) if price > state[I_TRADE] else np.int64(-1)
+            volume = float(size) if size > 0 else 1.0
+            signed = volume * sign
+            buys = 1.0 if sign > 0 else 0.5 if sign == 0 else 0.0
+            sells = 1.0 - buys
+            word_a |= np.int64(1) << A_TRADE
+            if sign > 0:
+                word_a |= np.int64(1) << A_BUY
+            if sign < 0:
+                word_a |= np.int64(1) << A_SELL
+            log_size = math.log(volume)
+            if f[F_TRADE + 1] >= 8.0:
+                sd = math.sqrt(f[F_LOG_SIZE + 1])
+                size_z = (log_size - f[F_LOG_SIZE]) / (sd + LOG_SIZE_SD_FLOOR)
+            if has_price:
+                priced = volume
+                if book_before:
+                    effective = 2.0 * sign * (float(price) - old_ref)
+                if state[I_HAS_TRADE] != 0:
+                    change = float(price) - float(state[I_TRADE])
+                    if state[I_HAS_CHANGE] != 0:
+                        roll = change * f[F_CHANGE]
+                        roll_pairs = 1.0
+                    f[F_CHANGE] = change
+                    state[I_HAS_CHANGE] = 1
+                state[I_TRADE] = price
+                state[I_HAS_TRADE] = 1
+                state[I_TRADE_SIGN] = sign
+
+        # --- reference price and return -------------------------------------------------------
+        ref = old_ref
+        has_ref = had_ref
+        if two_sided:
+            ref = 0.5 * (float(bid) + float(ask))
+            has_ref = True
+            if not book_before:
+                had_ref = False  # from trade prices to mids: not a move of the market
+                state[I_BOOK_SEEN] = 1
+            spread = float(ask) - float(bid)
+            f[F_CARRIED_SPREAD] = spread
+            if spread <= 0.0:
+                word_a |= np.int64(1) << A_CROSSED_LOCKED
+        elif is_trade and has_price and not book_before:
+            ref = float(price)
+            has_ref = True
+        f[F_REF] = ref
+        state[I_HAS_REF] = 1 if has_ref else 0
+        move = 0.0
+        r = 0.0
+        if had_ref and ref != old_ref:
+            move = ref - old_ref
+            if ref > 0.0 and old_ref > 0.0:
+                r = math.log(ref / old_ref)
+        abs_r = abs(r)
+        spread = f[F_CARRIED_SPREAD]
+        depth = float(bid_size + ask_size)
+        imbalance = float(bid_size - ask_size) / depth if depth > 0.0 else 0.0
+
+        # --- decaying windows -----------------------------------------------------------------
+        if wait != last_wait:
+            seconds = -SECOND * float(wait)
+            decay0 = math.exp(rates[0] * seconds)
+            decay1 = math.exp(rates[1] * seconds)
+            decay2 = math.exp(rates[2] * seconds)
+            decay3 = math.exp(rates[3] * seconds)
+            last_wait = wait
+        r2 = r * r
+        ew[E_N] = 1.0
+        ew[E_BUYS] = buys
+        ew[E_SELLS] = sells
+        ew[E_BID_CANCELS] = 1.0 if bid_cancels else 0.0
+        ew[E_ASK_CANCELS] = 1.0 if ask_cancels else 0.0
+        ew[E_R] = r
+        ew[E_R2] = r2
+        ew[E_ABS_R] = abs_r
+        ew[E_VOLUME] = volume
+        ew[E_SIGNED] = signed
+        ew[E_OFI] = ofi
+        ew[E_ABS_OFI] = abs(ofi)
+        ew[E_FLIPS] = flips
+        f[F_FAST] = f[F_FAST] * decay0 + 1.0
+        for k in range(EW_WIDTH):
+            f[F_EW1 + k] = f[F_EW1 + k] * decay1 + ew[k]
+        for k in range(EW_WIDTH):
+            f[F_EW2 + k] = f[F_EW2 + k] * decay2 + ew[k]
+        f[F_EW3 + G_N] = f[F_EW3 + G_N] * decay3 + 1.0
+        f[F_EW3 + G_VOLUME] = f[F_EW3 + G_VOLUME] * decay3 + priced
+        f[F_EW3 + G_PRICE_VOLUME] = f[F_EW3 + G_PRICE_VOLUME] * decay3 + priced * float(price)
+        f[F_EW3 + G_MOVE_SIGNED] = f[F_EW3 + G_MOVE_SIGNED] * decay3 + move * signed
+        f[F_EW3 + G_SIGNED2] = f[F_EW3 + G_SIGNED2] * decay3 + signed * signed
+        f[F_EW3 + G_ROLL] = f[F_EW3 + G_ROLL] * decay3 + roll
+        f[F_EW3 + G_ROLL_PAIRS] = f[F_EW3 + G_ROLL_PAIRS] * decay3 + roll_pairs
+
+        # --- the short window -----------------------------------------------------------------
+        dt = SECOND * float(wait)
+        waited = mean_wait if fresh else dt
+        bid_q = float(bid_size)
+        ask_q = float(ask_size)
+        cancelled = bid_cancelled + ask_cancelled
+        new_wide[W_IMBALANCE] = imbalance
+        new_wide[W_IMBALANCE2] = imbalance * imbalance
+        new_wide[W_BID_SIZE] = bid_q
+        new_wide[W_BID_SIZE2] = bid_q * bid_q
+        new_wide[W_ASK_SIZE] = ask_q
+        new_wide[W_ASK_SIZE2] = ask_q * ask_q
+        new_wide[W_DT] = waited
+        new_wide[W_DT2] = waited * waited
+        new_wide[W_REF] = ref
+        new_wide[W_HIGH] = ref
+        new_wide[W_LOW] = -ref
+        new_narrow[S_R] = r
+        new_narrow[S_R2] = r2
+        new_narrow[S_BIPOWER] = abs_r * f[F_ABS_R]
+        new_narrow[S_MOVE] = move
+        new_narrow[S_ABS_MOVE] = abs(move)
+        new_narrow[S_SPREAD] = spread
+        new_narrow[S_OFI] = ofi
+        new_narrow[S_ABS_OFI] = abs(ofi)
+        new_narrow[S_SIGNED] = signed
+        new_narrow[S_VOLUME] = volume
+        new_narrow[S_CANCELLED] = cancelled
+        new_narrow[S_EFFECTIVE] = effective
+        new_narrow[S_SPREAD_MAX] = spread
+        new_narrow[S_SPREAD_MIN] = -spread
+        new_narrow[S_BID_SIZE_MAX] = bid_q
+        new_narrow[S_ASK_SIZE_MAX] = ask_q
+        new_narrow[S_VOLUME_MAX] = volume
+        new_narrow[S_CANCELLED_MAX] = cancelled
+        f[F_ABS_R] = abs_r
+        at = state[I_POS]
+        slide(f, F_BLOCK, WIDE_SUMS, WIDE, short, at, new_wide, wide)
+        slide(singles[slot], 0, NARROW_SUMS, NARROW, short, at, new_narrow, narrow)
+        count = state[I_COUNT]
+        flags_at = I_RING + 2 * at
+        if count == short:
+            state[I_FLAGS] -= state[flags_at]
+            state[I_FLAGS + 1] -= state[flags_at + 1]
+        else:
+            count += 1
+            state[I_COUNT] = count
+        state[flags_at] = word_a
+        state[flags_at + 1] = word_b
+        state[I_FLAGS] += word_a
+        state[I_FLAGS + 1] += word_b
+        state[I_POS] = at + 1 if at + 1 < short else 0
+        a = state[I_FLAGS]
+        b = state[I_FLAGS + 1]
+        per_event = 1.0 / count
+
+        # --- returns and volatility -----------------------------------------------------------
+        half1 = per_wait / rates[1]  # expected events in the window: half-life / ln 2 / mean wait
+        half2 = per_wait / rates[2]
+        x[RETURN_TICK] = r * per_return
+        x[RETURN_SHORT] = float(narrow[S_R]) * per_return * math.sqrt(per_event)
+        x[RETURN_1] = f[F_EW1 + E_R] * per_return / math.sqrt(max(0.5 * half1, 1.0))
+        x[RETURN_2] = f[F_EW2 + E_R] * per_return / math.sqrt(max(0.5 * half2, 1.0))
+        path = float(narrow[S_ABS_MOVE])
+        x[PATH_EFFICIENCY] = abs(float(narrow[S_MOVE])) / path if path > 0.0 else 0.0
+        x[RANGE] = (wide[W_HIGH] + wide[W_LOW]) * per_price
+        x[MEAN_DEVIATION] = (ref - wide[W_REF] * per_event) * per_price
+        bipower = HALF_PI * float(narrow[S_BIPOWER])
+        realised = float(narrow[S_R2])
+        x[REALISED_VARIANCE_SHORT] = realised * per_event * per_variance
+        x[REALISED_VARIANCE_1] = f[F_EW1 + E_R2] * per_variance / max(half1, 1.0)
+        x[REALISED_VARIANCE_2] = f[F_EW2 + E_R2] * per_variance / max(half2, 1.0)
+        x[BIPOWER_VARIANCE] = bipower * per_event * per_variance
+        jump = 1.0 - bipower / realised if realised > 0.0 else 0.0
+        x[JUMP_RATIO] = max(jump, 0.0)
+
+        # --- spread and book ------------------------------------------------------------------
+        x[QUOTED_SPREAD] = spread * per_price
+        x[RELATIVE_SPREAD] = spread / ref * per_return if ref > 0.0 else 0.0
+        x[SPREAD_MEAN] = float(narrow[S_SPREAD]) * per_event * per_price
+        x[SPREAD_MIN] = -float(narrow[S_SPREAD_MIN]) * per_price
+        x[SPREAD_MAX] = float(narrow[S_SPREAD_MAX]) * per_price
+        trades = float((a >> A_TRADE) & 0xFF)
+        x[EFFECTIVE_SPREAD] = float(narrow[S_EFFECTIVE]) * per_price / max(trades, 1.0)
+        pairs = f[F_EW3 + G_ROLL_PAIRS]
+        covariance = f[F_EW3 + G_ROLL] / pairs if pairs > TINY else 0.0
+        x[ROLL_SPREAD] = 2.0 * math.sqrt(max(-covariance, 0.0)) * per_price
+        x[CROSSED_LOCKED] = float((a >> A_CROSSED_LOCKED) & 0xFF) * per_event
+        mean = wide[W_IMBALANCE] * per_event
+        x[QUEUE_IMBALANCE] = imbalance
+        x[QUEUE_IMBALANCE_MEAN] = mean
+        variance = wide[W_IMBALANCE2] * per_event - mean * mean
+        x[QUEUE_IMBALANCE_SD] = math.sqrt(max(variance, 0.0))
+        x[MICROPRICE_DEVIATION] = 0.5 * spread * imbalance * per_price if two_sided else 0.0
+        x[BID_SIZE] = float(bid_size) * per_depth
+        x[ASK_SIZE] = float(ask_size) * per_depth
+        x[BID_SIZE_MAX] = float(narrow[S_BID_SIZE_MAX]) * per_depth
+        x[ASK_SIZE_MAX] = float(narrow[S_ASK_SIZE_MAX]) * per_depth
+        mean = wide[W_BID_SIZE] * per_event
+        variance = wide[W_BID_SIZE2] * per_event - mean * mean
+        x[BID_SIZE_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
+        mean = wide[W_ASK_SIZE] * per_event
+        variance = wide[W_ASK_SIZE2] * per_event - mean * mean
+        x[ASK_SIZE_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
+        x[BID_AGE] = SECOND * float(now - state[I_BID_SINCE]) * per_wait if has_bid else 0.0
+        x[ASK_AGE] = SECOND * float(now - state[I_ASK_SINCE]) * per_wait if has_ask else 0.0
+
+        # --- order flow and trades ------------------------------------------------------------
+        x[OFI_TICK] = ofi * per_depth
+        x[OFI_SHORT] = float(narrow[S_OFI]) * per_depth * math.sqrt(per_event)
+        x[ORDER_FLOW] = float(narrow[S_ABS_OFI]) * per_event * per_depth
+        scale = f[F_EW1 + E_ABS_OFI] + f[F_DEPTH]
+        x[OFI_1] = f[F_EW1 + E_OFI] / scale if scale > 0.0 else 0.0
+        scale = f[F_EW2 + E_ABS_OFI] + f[F_DEPTH]
+        x[OFI_2] = f[F_EW2 + E_OFI] / scale if scale > 0.0 else 0.0
+        buys_short = float((a >> A_BUY) & 0xFF)
+        sells_short = float((a >> A_SELL) & 0xFF)
+        x[TRADE_SHARE] = trades * per_event
+        x[TRADE_SIGN_IMBALANCE] = (buys_short - sells_short) / max(trades, 1.0)
+        traded = float(narrow[S_VOLUME])
+        x[SIGNED_VOLUME_SHORT] = float(narrow[S_SIGNED]) / traded if traded > 0.0 else 0.0
+        scale = f[F_EW2 + E_VOLUME] + mean_trade
+        x[SIGNED_VOLUME_2] = f[F_EW2 + E_SIGNED] / scale if scale > 0.0 else 0.0
+        x[VOLUME] = traded * per_trade
+        x[LARGEST_TRADE] = float(narrow[S_VOLUME_MAX]) * per_trade
+        x[TRADE_SIZE_Z] = size_z
+        count1 = f[F_EW1 + E_BUYS] + f[F_EW1 + E_SELLS]
+        count2 = f[F_EW2 + E_BUYS] + f[F_EW2 + E_SELLS]
+        x[TRADE_RATE_1] = contrast(count1, f[F_TRADES] * half1, 1.0)
+        x[TRADE_RATE_2] = contrast(count2, f[F_TRADES] * half2, 1.0)
+        traded = f[F_EW3 + G_VOLUME]
+        x[VWAP_DEVIATION] = (
+            (ref - f[F_EW3 + G_PRICE_VOLUME] / traded) * per_price if traded > TINY else 0.0
+        )
+        scale = f[F_EW3 + G_SIGNED2] + mean_trade * mean_trade
+        x[KYLE_LAMBDA] = (
+            f[F_EW3 + G_MOVE_SIGNED] / scale * mean_trade * per_price if scale > 0.0 else 0.0
+        )
+        x[AMIHUD] = (
+            f[F_EW2 + E_ABS_R] * per_return / (f[F_EW2 + E_VOLUME] * per_trade + 1.0)
+            if per_trade > 0.0
+            else 0.0
+        )
+
+        # --- arrivals -------------------------------------------------------------------------
+        floor = WAIT_FLOOR * mean_wait
+        if mean_wait > 0.0:
+            x[INTER_ARRIVAL] = contrast(waited, mean_wait, floor)
+            x[INTER_ARRIVAL_MEAN] = contrast(wide[W_DT] * per_event, mean_wait, floor)
+        else:
+            x[INTER_ARRIVAL] = 0.0
+            x[INTER_ARRIVAL_MEAN] = 0.0
+        mean = wide[W_DT] * per_event
+        variance = wide[W_DT2] * per_event - mean * mean
+        x[INTER_ARRIVAL_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
+        n1 = f[F_EW1 + E_N]
+        n2 = f[F_EW2 + E_N]
+        x[MESSAGE_RATE_0] = contrast(f[F_FAST], per_wait / rates[0], 1.0)
+        x[MESSAGE_RATE_1] = contrast(n1, half1, 1.0)
+        x[MESSAGE_RATE_2] = contrast(n2, half2, 1.0)
+        x[BURST_RATIO] = contrast(n1, f[F_EW3 + G_N] * (rates[3] / rates[1]), 1.0)
+
+        # --- cancels, changes, flips ----------------------------------------------------------
+        bid_c = float((a >> A_BID_CANCEL) & 0xFF)
+        ask_c = float((a >> A_ASK_CANCEL) & 0xFF)
+        x[ADD_SHARE] = float((a >> A_ADD) & 0xFF) * per_event
+        x[BID_CANCEL_SHARE] = bid_c * per_event
+        x[ASK_CANCEL_SHARE] = ask_c * per_event
+        x[CANCEL_TO_TRADE] = contrast(bid_c + ask_c, trades, 1.0)
+        count1 = f[F_EW1 + E_BID_CANCELS] + f[F_EW1 + E_ASK_CANCELS]
+        count2 = f[F_EW2 + E_BID_CANCELS] + f[F_EW2 + E_ASK_CANCELS]
+        x[CANCEL_RATE_1] = contrast(count1, f[F_CANCELS] * half1, 1.0)
+        x[CANCEL_RATE_2] = contrast(count2, f[F_CANCELS] * half2, 1.0)
+        x[CANCEL_IMBALANCE] = (bid_c - ask_c) / max(bid_c + ask_c, 1.0)
+        x[CANCELLED_VOLUME] = float(narrow[S_CANCELLED]) * per_depth
+        x[LARGEST_CANCEL] = float(narrow[S_CANCELLED_MAX]) * per_depth
+        x[BID_CANCEL_X_BUY] = math.sqrt(bid_c * buys_short) * per_event
+        x[ASK_CANCEL_X_SELL] = math.sqrt(ask_c * sells_short) * per_event
+        bid_up = float((b >> B_BID_UP) & 0xFF)
+        bid_down = float((b >> B_BID_DOWN) & 0xFF)
+        ask_up = float((b >> B_ASK_UP) & 0xFF)
+        ask_down = float((b >> B_ASK_DOWN) & 0xFF)
+        x[BID_CHANGES] = (bid_up + bid_down) * per_event
+        x[ASK_CHANGES] = (ask_up + ask_down) * per_event
+        x[BID_FLIPS] = float((b >> B_BID_FLIP) & 0xFF) * per_event
+        x[ASK_FLIPS] = float((b >> B_ASK_FLIP) & 0xFF) * per_event
+        x[BID_IMPROVEMENT] = (bid_up - bid_down) * per_event
+        x[ASK_IMPROVEMENT] = (ask_down - ask_up) * per_event
+        x[FLIP_SHARE] = f[F_EW2 + E_FLIPS] / n2
+
+        # --- feed latency ---------------------------------------------------------------------
+        received = words[i, 4]
+        x[FEED_LATENCY] = 0.0
+        if received > 0:
+            latency = SECOND * max(float(received) - float(ts), 0.0)
+            x[FEED_LATENCY] = latency * inverse(f[F_LATENCY])
+            observe(f, F_LATENCY, latency, most)
+
+        compress(x, bounded, scratch, bits, values[i])
+        ready[i] = events >= par[P_WARMUP] and count == short
+        quality[i] = flag
+        slots[i] = slot
+
+        # --- slow scales after this tick ------------------------------------------------------
+        if two_sided and spread > 0.0:
+            observe(f, F_SPREAD, spread, most)
+        if two_sided and depth > 0.0:
+            observe(f, F_DEPTH, 0.5 * depth, most)
+        if had_ref:
+            if move != 0.0:
+                observe(f, F_MOVE, abs(move), most)
+            if r2 > 0.0:
+                observe(f, F_R2, r2, most)
+            share(f, F_MOVING, 1.0 if r2 > 0.0 else 0.0, most)
+        if not fresh:
+            if wait > 0:
+                observe(f, F_DT, dt, most)
+            share(f, F_WAITING, 1.0 if wait > 0 else 0.0, most)
+        share(f, F_TRADES, 1.0 if is_trade else 0.0, most)
+        share(f, F_CANCELS, cancels, most)
+        if is_trade:
+            observe(f, F_TRADE, volume, most)
+            deviation = log_size - f[F_LOG_SIZE]
+            fade = 1.0 / f[F_TRADE + 1]
+            f[F_LOG_SIZE] += fade * deviation
+            f[F_LOG_SIZE + 1] = (1.0 - fade) * (f[F_LOG_SIZE + 1] + fade * deviation * deviation)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def spread_out(row, at, x, count):
+    """Take `x` into the mean and variance at `row[at]`: of the first `count`, then fading."""
+    fade = 1.0 / count
+    deviation = x - row[at]
+    row[at] += fade * deviation
+    row[at + 1] = (1.0 - fade) * (row[at + 1] + fade * deviation * deviation)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def update_column(f, at, x, since, count, position, short, long_window, most, out):
+    """Update one column of one instrument with `x`, and write its nine outputs.
+
+    `count` values lie in the ring, the next goes to `position`; this is the `since`-th value
+    since the windows began.
+    """
+    known = f[at + C_SLOW + 2]
+    level = f[at + C_SLOW] if known > 0.0 else x
+    sd = math.sqrt(f[at + C_SLOW + 1])
+    scale = max(max(sd, SD_FLOOR * abs(level)), TINY)
+    clipped = x
+    if known >= 16.0 and sd > 0.0:
+        clipped = min(max(x, level - OUTLIER * sd), level + OUTLIER * sd)
+
+    highest = x
+    lowest = x
+    below = 0.0
+    total = x
+    ring = at + COLUMN_STATE
+    for k in range(count):
+        value = f[ring + k]
+        highest = max(highest, value) if k > 0 else value
+        lowest = min(lowest, value) if k > 0 else value
+        below += 1.0 if value < x else 0.5 if value == x else 0.0
+    f[ring + position] = x
+    held = min(count + 1, short)
+    total = 0.0
+    for k in range(held):
+        total += f[ring + k]
+    mean = total / held
+    squares = 0.0
+    for k in range(held):
+        squares += (f[ring + k] - mean) * (f[ring + k] - mean)
+    change = x - f[at + C_LAST] if since > 1 else 0.0
+    f[at + C_LAST] = x
+    spread_out(f, at + C_LONG, clipped, float(min(since, long_window)))
+
+    step = f[at + C_CHANGE] if f[at + C_CHANGE] > 0.0 else scale
+    out[CHANGE] = change / step
+    out[LEVEL] = (x - level) / scale
+    out[SHORT_MEAN] = (mean - level) / scale
+    out[SHORT_SD] = contrast(math.sqrt(squares / held), scale, WAIT_FLOOR * scale)
+    out[LONG_MEAN] = (f[at + C_LONG] - level) / scale
+    out[LONG_SD] = contrast(math.sqrt(f[at + C_LONG + 1]), scale, WAIT_FLOOR * scale)
+    out[HIGH] = max(x - highest, 0.0) / scale
+    out[LOW] = max(lowest - x, 0.0) / scale
+    out[RANK] = 2.0 * below / count - 1.0 if count > 0 else 0.0
+
+    known = min(known + 1.0, most)
+    f[at + C_SLOW + 2] = known
+    spread_out(f, at + C_SLOW, clipped, known)
+    if change != 0.0:
+        observe(f, at + C_CHANGE, abs(change), most)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def update_vectors(
+    data, in_keys, in_ts, par, bounded, floats, ints, keys, table, links, head,
+    values, ready, quality, slots,
+):  # fmt: skip
+    """Update the state with `n` vectors of C columns and write their features.
+
+    Parameters
+    ----------
+    data : (n, C) float32
+    in_keys, in_ts : (n,) int64
+    par, bounded, floats, ints, keys, table, links, head, values, ready, quality, slots
+        As in `update_ticks`.
+    """
+    columns = data.shape[1]
+    outputs = bounded.shape[0]
+    x = np.zeros(outputs)
+    scratch = np.empty((2, outputs))
+    bits = scratch.view(np.int64)
+    short = par[P_SHORT]
+    most = float(par[P_SLOW])
+    width = COLUMN_STATE + short
+
+    for i in range(data.shape[0]):
+        ts = in_ts[i]
+        reason = Q_NO_TIME if ts <= 0 else 0
+        for c in range(columns):
+            if not math.isfinite(data[i, c]):
+                reason |= Q_NOT_FINITE
+        if reason == 0 and not plausible(ts, head, par[P_JUMP]):
+            reason = Q_IMPLAUSIBLE_TIME
+        if reason != 0:
+            quality[i] = reason
+            ready[i] = False
+            slots[i] = -1
+            values[i, :] = np.float32(0.0)
+            continue
+        key = in_keys[i]
+        slot = find(key, table, keys)
+        if slot < 0:
+            slot = claim(key, table, keys, links, head)
+            floats[slot, :] = 0.0
+            ints[slot, :] = 0
+        touch(slot, links)
+        wait, late = arrive(ts, slot, ints, floats, par)
+        fresh = wait < 0
+        f = floats[slot]
+        state = ints[slot]
+        if fresh:
+            state[I_COUNT] = 0
+            state[I_POS] = 0
+            state[I_FAR_LATE] = 0
+            state[I_SINCE] = 0
+            wait = np.int64(0)
+        events = state[I_EVENTS] + 1
+        state[I_EVENTS] = events
+        state[I_SINCE] += 1
+        count = state[I_COUNT]
+        at = state[I_POS]
+
+        for c in range(columns):
+            first = VECTOR_OUTPUTS + c * COLUMN_OUTPUTS
+            update_column(
+                f, V_RING + short + c * width, float(data[i, c]), state[I_SINCE], count, at,
+                short, par[P_LONG], most, x[first : first + COLUMN_OUTPUTS],
+            )  # fmt: skip
+
+        mean_wait = f[V_DT] * f[V_WAITING]
+        dt = SECOND * float(wait)
+        f[V_RING + at] = mean_wait if fresh else dt
+        count = min(count + 1, short)
+        total = 0.0
+        for k in range(count):
+            total += f[V_RING + k]
+        x[0] = 0.0
+        x[1] = 0.0
+        if mean_wait > 0.0:
+            x[0] = contrast(f[V_RING + at], mean_wait, WAIT_FLOOR * mean_wait)
+            x[1] = contrast(total / count, mean_wait, WAIT_FLOOR * mean_wait)
+        state[I_COUNT] = count
+        state[I_POS] = at + 1 if at + 1 < short else 0
+        if not fresh:
+            if wait > 0:
+                observe(f, V_DT, dt, most)
+            share(f, V_WAITING, 1.0 if wait > 0 else 0.0, most)
+
+        compress(x, bounded, scratch, bits, values[i])
+        ready[i] = events >= par[P_WARMUP] and count == short
+        quality[i] = Q_LATE if late else 0
+        slots[i] = slot
