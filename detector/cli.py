@@ -247,6 +247,67 @@ def events(
 
 
 @app.command()
+def replay(
+    ticks: Annotated[
+        list[Path], typer.Option("--ticks", help="Tick file; repeat the option for several.")
+    ],
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+    topic: Annotated[str | None, typer.Option(help="Topic; else from --config.")] = None,
+    speed: Annotated[str, typer.Option(help="Times faster than event time, or max.")] = "1",
+    batch_ticks: Annotated[int, typer.Option(min=1, help="Most ticks in a message.")] = 1,
+    message_format: Annotated[
+        str, typer.Option("--message-format", help="Encoding of messages: dbn, json or vector.")
+    ] = "dbn",
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="Format of the files; else told by their names.")
+    ] = None,
+    symbol: Annotated[str | None, typer.Option(help="Name of the instrument in the file.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Vector files: columns to send, by comma.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="First event time, ISO 8601, inclusive.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Last event time, ISO 8601, exclusive.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish tick files to a topic at the pace of their event times.
+
+    Every instrument stays in one partition. Vector files become messages with `--message-format
+    vector`.
+
+    Example: tapewatch replay --ticks day.dbn.zst --topic ticks --speed 10 --batch-ticks 16
+    """
+    from detector.replaying import ReplayRequest, run_replay  # noqa: PLC0415
+
+    settings = _with_bootstrap(load_config(config), bootstrap)
+    request = ReplayRequest(
+        files=tuple(ticks),
+        topic=topic or settings.topics.ticks,
+        speed=speed,
+        batch_ticks=batch_ticks,
+        message_format=message_format,
+        file_format=file_format,
+        symbol=symbol,
+        columns=None if columns is None else tuple(columns.split(",")),
+        since=since,
+        until=until,
+    )
+    done = run_replay(request, settings, err)
+    if as_json:
+        _print_json(done)
+    else:
+        out.print(
+            f"{done['ticks']} ticks in {done['messages']} messages to {request.topic}, "
+            f"{done['seconds']:.1f} s, at most {done['behind_s']:.3f} s behind",
+            highlight=False,
+        )
+
+
+@app.command()
 def features(
     vector: Annotated[
         str | None, typer.Option(help="Columns of vector messages, by comma, for their features.")

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -316,6 +317,7 @@ class Publisher:
         self._producer = Producer(
             {
                 "linger.ms": 0,
+                "partitioner": "murmur2_random",  # that of Kafka's Java clients
                 "compression.type": "lz4",
                 "message.max.bytes": 64 * 1024 * 1024,
                 **connection.settings(),
@@ -379,6 +381,17 @@ class Publisher:
         self._closing.set()
         self._deliveries.join()
         return left
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(0.0 if kind is not None else 5.0)
 
     def _serve_deliveries(self) -> None:
         while not self._closing.is_set():

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,10 @@ class TickBatch:
         return len(self.ticks)
 
     def __getitem__(self, rows: slice) -> TickBatch:
+        return self.taken(rows)
+
+    def taken(self, rows: slice | npt.NDArray[Any]) -> TickBatch:
+        """Return the rows that a slice, a mask or an index array names, in their order."""
         return TickBatch(
             self.ticks[rows], self.partition, self.offsets[rows], self.indices[rows], self.symbols
         )
@@ -170,6 +174,10 @@ class VectorBatch:
         return len(self.values)
 
     def __getitem__(self, rows: slice) -> VectorBatch:
+        return self.taken(rows)
+
+    def taken(self, rows: slice | npt.NDArray[Any]) -> VectorBatch:
+        """Return the rows that a slice, a mask or an index array names, in their order."""
         return VectorBatch(
             self.values[rows],
             self.keys[rows],
