@@ -42,6 +42,7 @@ DRAIN_S: Final = 5.0
 """Time that a revocation or a shutdown may spend on finishing what is under way."""
 _QUEUED_BATCHES: Final = 2
 _BEAT_LIMIT_S: Final = 30.0
+_CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
 
 
@@ -481,10 +482,10 @@ class Daemon:
     def _observe_latency(self, started_s: float | None) -> None:
         """Observe one event's latency; a replayed tick's age is no latency and is only counted."""
         latency_s = STALE_AFTER_S if started_s is None else time.time() - started_s
-        if not 0 <= latency_s < STALE_AFTER_S:
+        if not -_CLOCK_SKEW_S <= latency_s < STALE_AFTER_S:
             self._metrics.stale.inc()
             return
-        self._metrics.tick_to_event.observe(latency_s)
+        self._metrics.tick_to_event.observe(max(0.0, latency_s))
 
     def _publish_dead_letter(
         self, ticket: Ticket, messages: PartitionMessages, row: int, reason: str

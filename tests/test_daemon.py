@@ -398,11 +398,12 @@ def test_lost_partition_commits_nothing() -> None:
 
     def lose(fetch: int) -> None:
         if fetch == 2:
+            until(lambda: len(sink.held) == 6)
             rig.daemon.lost([0])
 
     rig.consumer.during_fetch = lose
     with rig:
-        until(lambda: rig.consumer.fetches > 3 and len(sink.held) == 6)
+        until(lambda: rig.consumer.fetches > 3)
     assert rig.consumer.committed == {1: 2}
 
 
