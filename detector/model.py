@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detector.kernels_scoring import EMPTY, fill_table
+from detector.kernels_scoring import EMPTY, fill_table, normalise
 
+Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
@@ -53,6 +54,53 @@ class Normaliser:
             return np.zeros(len(keys), np.int32)
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[place] == keys, place + 1, 0).astype(np.int32)
+
+
+class ZScores:
+    """A normaliser prepared for the kernel.
+
+    Parameters
+    ----------
+    tables
+        Centres and scales by instrument.
+    gain, shift
+        `(F,)` float32: the output is `clipped z * gain + shift`; None: the clipped z itself.
+    """
+
+    def __init__(
+        self, tables: Normaliser, gain: Float32 | None = None, shift: Float32 | None = None
+    ) -> None:
+        features = tables.centre.shape[1]
+        gain = np.ones(features, np.float32) if gain is None else gain
+        shift = np.zeros(features, np.float32) if shift is None else shift
+        arrays = (*tables.table(), tables.centre, 1.0 / tables.scale, gain, shift)
+        self._tables: tuple[Any, ...] = tuple(
+            _read_only(np.ascontiguousarray(array)) for array in arrays
+        )
+        self._clip = tables.clip
+
+    def __call__(
+        self,
+        values: npt.NDArray[np.floating[Any]],
+        keys: Int64,
+        ready: npt.NDArray[np.bool_],
+        out: Float32,
+        rows: npt.NDArray[np.int32],
+        excess: Float64,
+    ) -> None:
+        """Normalise `(n, F)` values into `out`, see `kernels_scoring.normalise`."""
+        table_keys, table_rows, centre, inverse_scale, gain, shift = self._tables
+        normalise(
+            _read_only(values), _read_only(keys), _read_only(ready), table_keys, table_rows, centre,
+            inverse_scale, gain, shift, self._clip, out, rows, excess,
+        )  # fmt: skip
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """View that Numba gives one type, whoever owns the array; else it compiles a second kernel."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True, slots=True)

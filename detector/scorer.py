@@ -17,8 +17,7 @@ import numpy.typing as npt
 from detector.artifact import Artifact
 from detector.compiled import CompiledForward
 from detector.features import FeatureBlock
-from detector.kernels_scoring import normalise
-from detector.model import TwoStageModel
+from detector.model import TwoStageModel, ZScores
 from detector.network import fold, forward
 
 Float32 = npt.NDArray[np.float32]
@@ -136,8 +135,7 @@ class TwoStageScorer:
             raise ValueError(f"batch_sizes is {sizes}; give ascending sizes of at least 1")
         self.model = model
         self._folded = fold(model.weights)
-        self._table_keys, self._table_rows = model.normaliser.table()
-        self._inverse_scale = 1.0 / model.normaliser.scale
+        self._normalise = ZScores(model.normaliser, self._folded.gain, self._folded.shift)
         self._sizes = sizes
         self._threads = threads
         self._compiled: dict[tuple[int, bool], CompiledForward] = {}
@@ -231,32 +229,6 @@ class TwoStageScorer:
                 self._folded.arrays, features, size, latent=latent, threads=self._threads
             )
         return self._compiled[size, latent]
-
-    def _normalise(
-        self,
-        values: npt.NDArray[np.floating],
-        keys: Int64,
-        ready: Bool,
-        out: Float32,
-        rows: Int32,
-        excess: Float64,
-    ) -> None:
-        tables = self.model.normaliser
-        normalise(
-            values,
-            keys,
-            ready,
-            self._table_keys,
-            self._table_rows,
-            tables.centre,
-            self._inverse_scale,
-            self._folded.gain,
-            self._folded.shift,
-            tables.clip,
-            out,
-            rows,
-            excess,
-        )
 
 
 class Scorer:

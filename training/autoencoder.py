@@ -1,0 +1,299 @@
+"""The two-stage autoencoder as a scikit-learn outlier detector on any (n, d) matrix."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    OutlierMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from detector.model import TwoStageModel
+from detector.scorer import TwoStageScorer
+from training.datasets import Rows
+from training.fit import CombinationName, Fitted, Recipe, Tell, fit_two_stage
+
+Float64 = npt.NDArray[np.float64]
+Matrix = Any
+"""Whatever scikit-learn takes as a matrix."""
+
+LEAST_LATER: Final = 10
+"""Fewest held-back rows worth stopping early for."""
+
+_SCORING = threading.Lock()
+
+
+class TwoStageDetector(  # type: ignore[misc]  # scikit-learn carries no types
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator
+):
+    """Outlier detector: an autoencoder of z-scores, then one of the first one's latent.
+
+    The score combines both reconstruction errors, residuals being measured in their training
+    standard deviations. This is the class that `tapewatch train` fits.
+
+    Parameters
+    ----------
+    hidden : int, default=48
+        Units of stage 1's hidden tanh layers.
+    latent : int or None, default=None
+        Units of stage 1's latent; None: a third of the columns, at most 16.
+    stage2_latent : int, default=2
+        Units of stage 2's latent; at most those of stage 1's are used.
+    clip : float, default=3.0
+        z-scores are cut off at plus and minus this.
+    epochs : int, default=15
+        Passes over the data, at most; more where the data are so few that this would be fewer than
+        500 gradient steps.
+    batch_size : int, default=256
+        Rows of one gradient step; at most a tenth of the rows.
+    learning_rate : float, default=2e-3
+        Adam's initial learning rate; decays along a cosine.
+    patience : int, default=3
+        Passes without improvement on held-back rows after which training stops.
+    validation_fraction : float, default=0.1
+        Last share of the rows, held back to stop training early.
+    combination : {"weighted", "sum"}, default="weighted"
+        `e1 / median(e1) + stage2_weight * e2 / median(e2)`, or the plain sum `e1 + e2`.
+    stage2_weight : float, default=0.5
+        Weight of stage 2 in the weighted combination.
+    contamination : float, default=0.01
+        Share of the training rows that `predict` calls outliers.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initial weights and of the order of rows.
+    verbose : bool, default=False
+        Print the error of every epoch.
+
+    Attributes
+    ----------
+    model_ : TwoStageModel
+        Normaliser, weights and combination, as plain arrays.
+    history_ : tuple of History
+        Errors by epoch of both stages.
+    offset_ : float
+        `decision_function` is `score_samples` less this.
+    n_features_in_ : int
+        Columns seen in `fit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from training import TwoStageDetector
+    >>> X = np.random.default_rng(0).normal(size=(500, 8))
+    >>> detector = TwoStageDetector(random_state=0).fit(X)
+    >>> detector.predict([[0.0] * 8, [9.0] * 8])
+    array([ 1, -1])
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 - scikit-learn's own name
+        "hidden": [Interval(Integral, 1, None, closed="left")],
+        "latent": [Interval(Integral, 1, None, closed="left"), None],
+        "stage2_latent": [Interval(Integral, 1, None, closed="left")],
+        "clip": [Interval(Real, 0, None, closed="neither")],
+        "epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "patience": [Interval(Integral, 1, None, closed="left")],
+        "validation_fraction": [Interval(Real, 0, 0.5, closed="both")],
+        "combination": [StrOptions({"weighted", "sum"})],
+        "stage2_weight": [Interval(Real, 0, None, closed="left")],
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "random_state": ["random_state"],
+        "verbose": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 48,
+        latent: int | None = None,
+        stage2_latent: int = 2,
+        clip: float = 3.0,
+        epochs: int = 15,
+        batch_size: int = 256,
+        learning_rate: float = 2e-3,
+        patience: int = 3,
+        validation_fraction: float = 0.1,
+        combination: CombinationName = "weighted",
+        stage2_weight: float = 0.5,
+        contamination: float = 0.01,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden = hidden
+        self.latent = latent
+        self.stage2_latent = stage2_latent
+        self.clip = clip
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.combination = combination
+        self.stage2_weight = stage2_weight
+        self.contamination = contamination
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Matrix, y: Matrix = None) -> Self:  # noqa: ARG002 - scikit-learn's signature
+        """Fit to ordinary rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Ordinary rows, in order of time where they have one.
+        y : Ignored
+            For scikit-learn's pipelines.
+
+        Returns
+        -------
+        self : TwoStageDetector
+        """
+        X = validate_data(self, X, dtype=np.float64, order="C", ensure_min_samples=2)
+        n = len(X)
+        held = int(n * self.validation_fraction)
+        held = held if held >= LEAST_LATER else 0
+        keys = np.zeros(n, np.int64)
+        later = Rows.whole(X[n - held :], keys[n - held :]) if held else None
+        tell = _print_epoch if self.verbose else None
+        self.fit_rows(Rows.whole(X[: n - held], keys[: n - held]), later, tell)
+        self.offset_ = float(np.percentile(self.score_samples(X), 100.0 * self.contamination))
+        return self
+
+    def fit_rows(
+        self, rows: Rows, later: Rows | None, tell: Tell | None = None, own_rows: int | None = None
+    ) -> Fitted:
+        """Fit to rows that may lie on disk and belong to several instruments.
+
+        Sets everything but `offset_`: the thresholds of a model come from rows it was not fitted
+        on, see `training.calibrate`.
+
+        Parameters
+        ----------
+        rows, later
+            Ordinary rows, and later ones to stop training early.
+        tell
+            Progress, see `training.fit.Tell`.
+        own_rows
+            Rows from which on an instrument has z-scores of its own; None: never.
+        """
+        fitted = fit_two_stage(rows, later, self.recipe(rows.features, len(rows), own_rows), tell)
+        self.model_ = fitted.model
+        self.history_ = (fitted.stage1, fitted.stage2)
+        self.n_features_in_ = rows.features
+        return fitted
+
+    def recipe(self, features: int, rows: int, own_rows: int | None = None) -> Recipe:
+        """Return the parameters with what depends on the data filled in."""
+        latent = self.latent or min(16, max(1, features // 3))
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        return Recipe(
+            hidden=self.hidden,
+            latent=latent,
+            stage2_latent=min(self.stage2_latent, latent),
+            clip=self.clip,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+            combination=self.combination,
+            stage2_weight=self.stage2_weight,
+            own_rows=rows + 1 if own_rows is None else own_rows,
+            seed=int(seed),
+        )
+
+    def score_samples(self, X: Matrix) -> Float64:
+        """Opposite of the anomaly score: the higher, the more ordinary.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,), float64
+        """
+        errors, _ = self._run(X)
+        return -self.model_.combination(errors[0], errors[1])
+
+    def decision_function(self, X: Matrix) -> Float64:
+        """`score_samples` less `offset_`: negative for outliers.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        decision : ndarray of shape (n_samples,), float64
+        """
+        scores = self.score_samples(X)
+        check_is_fitted(self, "offset_")
+        return scores - self.offset_
+
+    def predict(self, X: Matrix) -> npt.NDArray[np.int64]:
+        """-1 for outliers, 1 for ordinary rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), int64
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1).astype(np.int64)
+
+    def transform(self, X: Matrix) -> Float64:
+        """Stage 1's standardised latent, as features for other models.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        latent : ndarray of shape (n_samples, latent), float64
+        """
+        _, latent = self._run(X)
+        return latent.astype(np.float64)
+
+    def _run(self, X: Matrix) -> tuple[Float64, npt.NDArray[np.float32]]:
+        """Both errors `(2, n)` and the latent of every row."""
+        check_is_fitted(self, "model_")
+        X = validate_data(self, X, dtype=np.float64, order="C", reset=False)
+        n, width = len(X), len(self.model_.weights["stage2.centre"])
+        latent = np.empty((n, width), np.float32)
+        with _SCORING:
+            scorer = _scorer_of(self.model_)
+            errors, _, _ = scorer.errors(X, np.zeros(n, np.int64), np.ones(n, np.bool_), latent)
+        return errors, latent
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.model_.weights["stage2.centre"])
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+
+@lru_cache(maxsize=4)
+def _scorer_of(model: TwoStageModel) -> TwoStageScorer:
+    """Compile a model once; kept here, because an estimator holds only what can be pickled."""
+    return TwoStageScorer(model)
+
+
+def _print_epoch(stage: int, epoch: int, epochs: int, error: float) -> None:
+    print(f"stage {stage}, epoch {epoch}/{epochs}: error {error:.5f}")

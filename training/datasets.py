@@ -1,0 +1,321 @@
+"""Feature rows on disk, split by time, read back in shuffled chunks: training data of any size.
+
+    folder/values.f32   (n, F) float32, row-major, little-endian: ready rows in arrival order
+    folder/keys.i64     (n,) int64 instrument keys
+    folder/ts.i64       (n,) int64 event times, ns since the epoch
+
+Everything here works on memory maps, a chunk at a time. What is held in memory does not grow with
+the number of rows: a few chunks, and one histogram of event times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.features import FeatureBlock
+from detector.model import Normaliser, ZScores
+from detector.ticks import NS_PER_S
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+CHUNK: Final = 16_384
+"""Most rows of a span, the unit in which rows are read and shuffled."""
+
+MIXED_CHUNKS: Final = 8
+"""Spans, from anywhere in the data, that are shuffled together: a batch of 256 rows then mixes 8
+stretches of time."""
+
+TIME_BINS: Final = 65_536
+
+
+class TooFewRowsError(ValueError):
+    """There are not enough ready rows to train on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Some of the rows of an array or memory map: `spans` of at most `CHUNK` rows, in order.
+
+    Parameters
+    ----------
+    values
+        `(n, F)` float32 or float64 features, ready rows only.
+    keys
+        `(n,)` int64 instrument keys.
+    spans
+        Start (inclusive) and stop (exclusive) of each span.
+    """
+
+    values: npt.NDArray[np.floating[Any]]
+    keys: Int64
+    spans: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+    @property
+    def features(self) -> int:
+        """Number of columns."""
+        return int(self.values.shape[1])
+
+    @classmethod
+    def whole(cls, values: npt.NDArray[np.floating[Any]], keys: Int64) -> Rows:
+        """All rows of arrays in memory."""
+        return cls(values, keys, tuple(_cut(0, len(values))))
+
+    def chunks(self) -> Iterator[tuple[npt.NDArray[np.floating[Any]], Int64]]:
+        """Values and keys, span by span, in memory."""
+        for start, stop in self.spans:
+            yield np.ascontiguousarray(self.values[start:stop]), np.array(self.keys[start:stop])
+
+    def normalised(self, normaliser: Normaliser) -> Iterator[Float32]:
+        """Clipped z-scores, span by span."""
+        to_z = _to_z(normaliser)
+        for values, keys in self.chunks():
+            yield to_z(values, keys)
+
+    def shuffled(self, normaliser: Normaliser, rng: np.random.Generator) -> Iterator[Float32]:
+        """Clipped z-scores of every row once, in an order of `rng`'s."""
+        to_z = _to_z(normaliser)
+        order = rng.permutation(len(self.spans)).tolist()
+        for first in range(0, len(order), MIXED_CHUNKS):
+            parts = [self.spans[i] for i in order[first : first + MIXED_CHUNKS]]
+            mixed = np.concatenate(
+                [
+                    to_z(np.ascontiguousarray(self.values[a:b]), np.array(self.keys[a:b]))
+                    for a, b in parts
+                ]
+            )
+            yield mixed[rng.permutation(len(mixed))]
+
+    def thinned(self, most: int) -> Rows:
+        """At most `most` rows, spread evenly: single rows of the spans, as arrays in memory."""
+        every = -(-len(self) // most)
+        if every <= 1:
+            return self
+        picked = [slice(start, stop, every) for start, stop in self.spans]
+        return Rows.whole(
+            np.concatenate([self.values[part] for part in picked]),
+            np.concatenate([self.keys[part] for part in picked]),
+        )
+
+
+def _to_z(tables: Normaliser) -> Callable[[npt.NDArray[np.floating[Any]], Int64], Float32]:
+    """Return the detector's own normalisation as a function of values and keys."""
+    normalise = ZScores(tables)
+
+    def to_z(values: npt.NDArray[np.floating[Any]], keys: Int64) -> Float32:
+        n = len(values)
+        out = np.empty(values.shape, np.float32)
+        normalise(values, keys, np.ones(n, np.bool_), out, np.empty(n, np.int32), np.empty(n))
+        return out
+
+    return to_z
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How event time is divided: train, then a gap, calibration, a gap, test.
+
+    Parameters
+    ----------
+    train, calibration
+        Shares of the ready rows, in order of event time; the rest is for testing.
+    gap_s
+        Event time in seconds left out after each boundary: windows reach back, and rows on both
+        sides of a boundary would share ticks.
+    train_until
+        Event time in ns at which training ends, instead of the share `train`.
+    until
+        Event time in ns from which on nothing is read.
+    """
+
+    train: float = 0.6
+    calibration: float = 0.2
+    gap_s: float = 60.0
+    train_until: int | None = None
+    until: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.train < 1 and 0 < self.calibration < 1):
+            raise ValueError(
+                f"train is {self.train} and calibration {self.calibration}; "
+                "each must lie between 0 and 1, both exclusive"
+            )
+        if self.train + self.calibration > 1:
+            raise ValueError(
+                f"train {self.train} and calibration {self.calibration} are more than the whole"
+            )
+        if self.gap_s < 0:
+            raise ValueError(f"gap_s is {self.gap_s}; it must not be negative")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """The rows of each part of the data, and the event times at which each part ends."""
+
+    fit: Rows
+    later: Rows
+    calibration: Rows
+    test: Rows
+    first_ts: int
+    last_ts: int
+    train_end: int
+    calibration_end: int
+
+
+LATER_SHARE: Final = 0.1
+"""Last share of the training part, used to stop training early and for nothing else."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowStore:
+    """Ready feature rows on disk."""
+
+    values: Float32
+    keys: Int64
+    ts: Int64
+
+    def __len__(self) -> int:
+        return len(self.ts)
+
+    def split(self, split: Split) -> Parts:
+        """Divide the rows by event time.
+
+        Boundaries are the same for all instruments (those of one must not know the future of
+        another) and found from a histogram of event times, so to within a 65,536th of the range.
+        """
+        n = len(self)
+        if not n:
+            raise TooFewRowsError("there is no ready row at all: give more ticks")
+        first, last = self._range(split.until)
+        end = last + 1 if split.until is None else split.until
+        counts, width = self._histogram(first, end)
+        edge = _Times(counts, first, width)
+        if split.train_until is None:
+            train_end = edge(split.train)
+            calibration_end = edge(split.train + split.calibration)
+        else:
+            train_end = split.train_until
+            before = edge.share(train_end)
+            rest = split.calibration / (1 - split.train)
+            calibration_end = edge(before + (1 - before) * min(rest, 1.0))
+        fit_end = edge(edge.share(train_end) * (1 - LATER_SHARE))
+        gap = int(split.gap_s * NS_PER_S)
+        return Parts(
+            fit=self._between(first, fit_end),
+            later=self._between(fit_end + gap, train_end),
+            calibration=self._between(train_end + gap, calibration_end),
+            test=self._between(calibration_end + gap, end),
+            first_ts=first,
+            last_ts=last,
+            train_end=train_end,
+            calibration_end=calibration_end,
+        )
+
+    def _range(self, until: int | None) -> tuple[int, int]:
+        first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+        for start, stop in _cut(0, len(self), 1 << 20):
+            ts = self.ts[start:stop]
+            ts = ts if until is None else ts[ts < until]
+            if len(ts):
+                first, last = min(first, int(ts.min())), max(last, int(ts.max()))
+        if last < first:
+            raise TooFewRowsError(f"all {len(self):,} ready rows are at or after {until} ns")
+        return first, last
+
+    def _histogram(self, first: int, end: int) -> tuple[Int64, int]:
+        width = -(-(end - first) // TIME_BINS)
+        counts = np.zeros(TIME_BINS, np.int64)
+        for start, stop in _cut(0, len(self), 1 << 20):
+            ts = self.ts[start:stop]
+            bins = (ts[ts < end] - first) // width
+            counts += np.bincount(bins, minlength=TIME_BINS)
+        return counts, width
+
+    def _between(self, start_ts: int, end_ts: int) -> Rows:
+        """Rows with `start_ts <= ts < end_ts`, as spans."""
+        spans: list[tuple[int, int]] = []
+        for start, stop in _cut(0, len(self), 1 << 20):
+            ts = self.ts[start:stop]
+            inside = np.zeros(len(ts) + 2, np.int8)
+            inside[1:-1] = (ts >= start_ts) & (ts < end_ts)
+            edges = np.flatnonzero(np.diff(inside)) + start
+            for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+                spans.extend(_cut(a, b))
+        return Rows(self.values, self.keys, tuple(spans))
+
+
+class _Times:
+    """Event time by which a share of the rows has passed, from a histogram of event times."""
+
+    def __init__(self, counts: Int64, first: int, width: int) -> None:
+        self._cumulative = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+        self._first, self._width = first, width
+
+    def __call__(self, share: float) -> int:
+        """End of the first bin by which at least `share` of the rows has passed."""
+        place = int(np.searchsorted(self._cumulative, share - 1e-12))
+        return self._first + min(place, len(self._cumulative) - 1) * self._width
+
+    def share(self, time: int) -> float:
+        """Share of the rows before `time`, to the bin."""
+        place = -(-(time - self._first) // self._width)
+        return float(self._cumulative[min(max(place, 0), len(self._cumulative) - 1)])
+
+
+def write_rows(
+    blocks: Iterable[FeatureBlock],
+    folder: Path,
+    features: int,
+    tell: Callable[[int, int], None] | None = None,
+) -> RowStore:
+    """Append the ready rows of feature blocks to the files of a row store and map them.
+
+    Rows in warm-up and rows that were dropped never enter.
+
+    Parameters
+    ----------
+    blocks
+        In the order of their ticks.
+    folder
+        Where the three files go; must exist.
+    features
+        Number of columns.
+    tell
+        Called after each block with its rows and its ready rows.
+    """
+    paths = [folder / name for name in ("values.f32", "keys.i64", "ts.i64")]
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for block in blocks:
+            ready = block.ready
+            columns: tuple[npt.NDArray[Any], ...] = (block.values, block.keys, block.ts)
+            for file, column in zip(files, columns, strict=True):
+                file.write(np.ascontiguousarray(column[ready]).data)
+            if tell is not None:
+                tell(len(ready), int(np.count_nonzero(ready)))
+    values, keys, ts = (
+        _mapped(path, dtype) for path, dtype in zip(paths, ("<f4", "<i8", "<i8"), strict=True)
+    )
+    return RowStore(values.reshape(-1, features), keys, ts)
+
+
+def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
+    if not path.stat().st_size:
+        return np.empty(0, dtype)  # an empty file cannot be mapped
+    return np.memmap(path, dtype, mode="r")
+
+
+def _cut(start: int, stop: int, size: int = CHUNK) -> Sequence[tuple[int, int]]:
+    """Consecutive spans of at most `size` rows."""
+    return [(a, min(a + size, stop)) for a in range(start, stop, size)]
