@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,7 @@ HOLD_S: Final = 0.1
 _PROGRESS_EVERY_S: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One Kafka message to be.
 
     Parameters
@@ -233,6 +232,7 @@ class _Groups:
         # which is when `_open` no longer holds that very list.
         self._waiting: deque[tuple[int, int, list[bytes]]] = deque()
         self._names: dict[int, str | None] = {}
+        self._kafka_keys: dict[int, bytes] = {}
         self._now_ns = 0
 
     def add(self, batch: Batch) -> Iterator[Message]:
@@ -243,7 +243,8 @@ class _Groups:
         rows = zip(keys.tolist(), times.tolist(), self._encoder.records(batch), strict=True)
         for key, now_ns, record in rows:
             self._now_ns = now_ns
-            yield from self._expired()
+            if self._waiting and self._waiting[0][0] + self._hold_ns < now_ns:
+                yield from self._expired()
             records = self._open.get(key)
             if records is None:
                 records = self._open[key] = []
@@ -266,13 +267,13 @@ class _Groups:
 
     def _close(self, key: int, due_ns: int) -> Message:
         records = self._open.pop(key)
-        symbol = self._names[key]
-        name = "{}:{}".format(*split_key(key)) if symbol is None else symbol
-        value = self._encoder.value(records, key, symbol)
-        return Message(name.encode(), value, due_ns, len(records), self._encoder.headers)
+        value = self._encoder.value(records, key, self._names[key])
+        return Message(self._kafka_keys[key], value, due_ns, len(records), self._encoder.headers)
 
     def _learn(self, keys: npt.NDArray[np.int64], batch: Batch) -> None:
         """Fix an instrument's name when it is first seen: another key is another partition."""
         for key in np.unique(keys).tolist():
             if key not in self._names:
-                self._names[key] = batch.symbols.get(key)
+                symbol = self._names[key] = batch.symbols.get(key)
+                name = "{}:{}".format(*split_key(key)) if symbol is None else symbol
+                self._kafka_keys[key] = name.encode()

@@ -28,6 +28,7 @@ TradeBook = Literal["before", "after"]
 # The first two bytes of a record, length in words and record type, as one little-endian number.
 _MBP1_HEAD: Final = MBP1_RTYPE << 8 | TICK.itemsize // 4
 _TRADE_HEAD: Final = TRADE_RTYPE << 8 | TRADE.itemsize // 4
+_REFUSED: Final = -1
 _RECORD: Final = {_MBP1_HEAD: TICK, _TRADE_HEAD: TRADE}
 
 _ACTION: Final = np.zeros(256, np.bool_)
@@ -35,7 +36,6 @@ _ACTION[[ord(letter) for letter in "ACMTRFN"]] = True
 _SIDE: Final = np.zeros(256, np.bool_)
 _SIDE[[ord(letter) for letter in "ABN"]] = True
 
-_Rows = npt.NDArray[np.int64]
 _Mask = npt.NDArray[np.bool_]
 
 
@@ -135,25 +135,59 @@ def _by_type(
     values: Sequence[bytes | None], joined: bytearray, lengths: npt.NDArray[np.int64]
 ) -> tuple[TickArray, npt.NDArray[np.int64], list[Rejected]]:
     """Good ticks in arrival order, ticks per message (0 where refused), and the refused."""
-    head, reasons = _classify(joined, lengths)
+    head = _first_heads(joined, lengths)
     counts = np.zeros(len(lengths), np.int64)
     parts: dict[int, TickArray] = {}
     for code, record in _RECORD.items():
         messages = head == code
         records = _records(values, messages, record)
-        row = np.repeat(np.flatnonzero(messages), lengths[messages] // record.itemsize)
-        bad = _refuse(records, row, code, reasons)
-        if bad:
-            head[bad] = -1
+        bad = (_heads(records) != code) | ~_letters(records)
+        if bad.any():
+            row = np.repeat(np.flatnonzero(messages), lengths[messages] // record.itemsize)
+            head[row[bad]] = _REFUSED
             messages = head == code
             records = _records(values, messages, record)
         counts[messages] = lengths[messages] // record.itemsize
         if len(records):
             parts[code] = records if record is TICK else widen_trades(records)
-    rejected = [Rejected(row, reasons[row]) for row in sorted(reasons)]
+    refused = np.flatnonzero(head == _REFUSED).tolist()
+    rejected = [Rejected(row, _reason(values[row])) for row in refused]
     if len(parts) > 1:
         return _interleave(parts, head, counts), counts, rejected
     return next(iter(parts.values()), np.zeros(0, TICK)), counts, rejected
+
+
+def _first_heads(joined: bytearray, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Head of every message's first record; `_REFUSED` where it or the length is wrong already."""
+    raw = np.frombuffer(joined, np.uint8)
+    head = np.full(len(lengths), _REFUSED, np.int64)
+    has_head = lengths >= 2
+    first = _bounds(lengths)[has_head, 0]
+    head[has_head] = raw[first] | raw[first + 1].astype(np.int64) << 8
+    whole = np.zeros(len(lengths), np.bool_)
+    for code, record in _RECORD.items():
+        whole |= (head == code) & (lengths % record.itemsize == 0)
+    head[~whole] = _REFUSED
+    return head
+
+
+def _reason(value: bytes | None) -> str:
+    """Why a message was refused, found by walking its records the slow way."""
+    if not value:
+        return "empty"
+    codes = set()
+    at = 0
+    while at < len(value):
+        code = int.from_bytes(value[at : at + 2], "little")
+        if at + 2 > len(value):
+            return "wrong_length"
+        if code not in _RECORD:
+            return "unknown_record_type"
+        codes.add(code)
+        at += _RECORD[code].itemsize
+    if at > len(value):
+        return "wrong_length"
+    return "mixed_record_types" if len(codes) > 1 else "bad_value"
 
 
 def _records(
@@ -175,49 +209,6 @@ def _interleave(
         for message, (start, end) in zip(messages.tolist(), bounds, strict=True):
             pieces[message] = view[start:end]
     return np.frombuffer(bytearray().join(pieces), TICK)
-
-
-def _classify(
-    joined: bytearray, lengths: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
-    """Head of every message's first record, -1 where head or length already refuse the message."""
-    raw = np.frombuffer(joined, np.uint8)
-    head = np.full(len(lengths), -1, np.int64)
-    has_head = lengths >= 2
-    first = _bounds(lengths)[has_head, 0]
-    head[has_head] = raw[first] | raw[first + 1].astype(np.int64) << 8
-    reasons: dict[int, str] = {}
-
-    def refuse(mask: _Mask, reason: str) -> None:
-        reasons.update(dict.fromkeys(np.flatnonzero(mask).tolist(), reason))
-        head[mask] = -1
-
-    refuse(lengths == 0, "empty")
-    refuse(lengths == 1, "wrong_length")
-    refuse(has_head & ~np.isin(head, list(_RECORD)), "unknown_record_type")
-    for code, record in _RECORD.items():
-        refuse((head == code) & (lengths % record.itemsize != 0), "wrong_length")
-    return head, reasons
-
-
-def _refuse(
-    records: npt.NDArray[np.void], row: _Rows, code: int, reasons: dict[int, str]
-) -> list[int]:
-    """Messages with a record that is not what the message's first one promised; notes why."""
-    heads = _heads(records)
-    foreign = heads != code
-    bad = np.flatnonzero(foreign | ~_letters(records))
-    others: dict[int, set[int]] = {}
-    for message, record in zip(row[bad].tolist(), bad.tolist(), strict=True):
-        others.setdefault(message, set()).update([int(heads[record])] if foreign[record] else [])
-    for message, found in others.items():
-        if not found:
-            reasons[message] = "bad_value"
-        elif found <= set(_RECORD):
-            reasons[message] = "mixed_record_types"
-        else:
-            reasons[message] = "unknown_record_type"
-    return list(others)
 
 
 def _bounds(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
