@@ -12,7 +12,7 @@ import structlog
 def configure_logs(level: str = "info", style: Literal["json", "console"] = "json") -> None:
     """Send structlog's and librdkafka's lines to standard error in one form."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    stamps = [
+    stamps: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
