@@ -103,43 +103,34 @@ def carry_books(batches: Iterable[TickBatch], *, sign_trades: bool = True) -> It
     Lee and Ready (1991), "Inferring trade direction from intraday data", Journal of Finance 46.
     The quote rule alone, without the tick test at the mid price and without a delay.
     """
-    last: dict[int, TickArray] = {}
+    held = np.zeros(0, TICK)  # the latest tick of every instrument so far, its book filled in
     for batch in batches:
-        ticks = batch.ticks.copy()
+        ticks = np.concatenate([held, batch.ticks])
+        new = np.arange(len(ticks)) >= len(held)
         bare = (ticks["bid_px"] == UNDEFINED_PRICE) & (ticks["ask_px"] == UNDEFINED_PRICE)
         bare &= ticks["action"] == ord("T")
-        _fill(ticks, bare, batch.keys, last)
+        latest = _fill(ticks, bare)
         if sign_trades:
-            _sign(ticks, bare & (ticks["side"] == ord("N")))
-        yield TickBatch(ticks, batch.partition, batch.offsets, batch.indices, batch.symbols)
+            _sign(ticks, new & bare & (ticks["side"] == ord("N")))
+        filled = ticks[len(held) :]
+        held = ticks[latest]
+        yield TickBatch(filled, batch.partition, batch.offsets, batch.indices, batch.symbols)
 
 
-def _fill(
-    ticks: TickArray,
-    bare: npt.NDArray[np.bool_],
-    keys: npt.NDArray[np.int64],
-    last: dict[int, TickArray],
-) -> None:
-    """Fill the book of the rows in `bare` from the row before, instrument by instrument."""
+def _fill(ticks: TickArray, bare: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Fill the books of bare rows from the row before of the same instrument, if there is one.
+
+    Gives the last row of every instrument.
+    """
+    keys = TickBatch.from_ticks(ticks).keys
     order = np.argsort(keys, kind="stable")
-    known, start = np.unique(keys[order], return_index=True)
+    first = np.append(True, np.diff(keys[order]) != 0)[: len(order)]
     at = np.arange(len(order))
-    source = np.maximum.accumulate(np.where(bare[order], start.repeat(_sizes(start, at)), at))
-    # A bare row at the start of its instrument has itself as source; earlier batches may know more.
+    # Where a row's book comes from: itself, unless it is bare and not its instrument's first.
+    source = np.maximum.accumulate(np.where(first | ~bare[order], at, 0))
     for name in _BOOK:
         ticks[name][order] = ticks[name][order][source]
-    ends = np.append(start[1:], len(order))
-    for key, first, end in zip(known.tolist(), start.tolist(), ends.tolist(), strict=True):
-        group = order[first:end]
-        if key in last and bare[group[0]]:
-            unfilled = group[: int(np.argmin(bare[group])) if not bare[group].all() else None]
-            for name in _BOOK:
-                ticks[name][unfilled] = last[key][name]
-        last[key] = ticks[group[-1:]].copy()
-
-
-def _sizes(start: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.diff(np.append(start, len(at)))
+    return np.compress(np.append(first[1:], True)[: len(order)], order)
 
 
 def _sign(ticks: TickArray, rows: npt.NDArray[np.bool_]) -> None:
