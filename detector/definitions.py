@@ -49,7 +49,7 @@ _ABDL = "Andersen, Bollerslev, Diebold, Labys 2003, doi:10.1111/1468-0262.00418"
 
 _Row = tuple[int, str, str, str, str, str]
 
-# (output, name, group, unit, definition, source); {w} short window, {h0} .. {h3} half-lives.
+# By group: (output, name, group, unit, definition, source); {w} short window, {h0} .. {h3} half-lives.
 _TICK: Final[tuple[_Row, ...]] = (
     (k.RETURN_TICK, "return_tick", "return", "slog",
      "log return of the reference price at this event / volatility; 0 if a price is not positive",
@@ -60,6 +60,8 @@ _TICK: Final[tuple[_Row, ...]] = (
      "decaying sum of log returns over {h1} / (volatility x root of max(E/2, 1))", ""),
     (k.RETURN_2, "return_{h2}", "return", "slog",
      "decaying sum of log returns over {h2} / (volatility x root of max(E/2, 1))", ""),
+    (k.RETURN_3, "return_{h3}", "return", "slog",
+     "decaying sum of log returns over {h3} / (volatility x root of max(E/2, 1))", ""),
     (k.PATH_EFFICIENCY, "path_efficiency_{w}", "return", "0..1",
      "|net change| / sum of |changes| of the reference price in w; 0 without changes",
      "Kaufman 1995, Smarter Trading (efficiency ratio)"),
@@ -230,7 +232,10 @@ _COLUMN: Final[tuple[_Row, ...]] = (
      "how far the value lies above the window before it / slow sd; 0 inside", ""),
     (k.LOW, "low_{w}", "extremes", "slog",
      "how far the value lies below the window before it / slow sd; 0 inside", ""),
-    (k.RANK, "rank_{w}", "extremes", "-1..1",
+)  # fmt: skip
+
+_RANK: Final[tuple[_Row, ...]] = (
+    (0, "rank_{w}", "extremes", "-1..1",
      "rank within the window before it: -1 below all, 1 above all, ties half", ""),
 )  # fmt: skip
 
@@ -253,21 +258,15 @@ def vector_features(
     words = {"w": f"{short_window}ev", "l": f"{long_window}ev"}
     per_column = [
         Feature(f"{column}.{f.name}", f.group, f.unit, f"{column}: {f.definition}", f.source)
+        for rows in (_COLUMN, _RANK)
         for column in columns
-        for f in _fill(_COLUMN, words)
+        for f in _fill(rows, words)
     ]
     return _fill(_INSTRUMENT, words) + tuple(per_column)
 
 
-def bounded(features: tuple[Feature, ...]) -> tuple[bool, ...]:
-    """Which features the kernel leaves as they are; the others it compresses logarithmically."""
-    return tuple(f.unit not in {"slog", "log"} for f in features)
-
-
 def _fill(rows: tuple[_Row, ...], words: dict[str, str]) -> tuple[Feature, ...]:
-    if [row[0] for row in rows] != list(range(len(rows))):
-        raise AssertionError("the definitions are not in the order of the kernel's outputs")
     return tuple(
         Feature(name.format(**words), group, unit, definition.format(**words), source)
-        for _, name, group, unit, definition, source in rows
+        for _, name, group, unit, definition, source in sorted(rows)
     )

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detector import kernels as k
-from detector.definitions import Feature, bounded, tick_features, vector_features
+from detector.definitions import Feature, tick_features, vector_features
 from detector.ticks import NS_PER_S, TICK, Batch, TickBatch, VectorBatch
 
 MAX_INSTRUMENTS: Final = 10_000
@@ -218,7 +218,6 @@ class FeatureBank:
         self._par[k.P_LONG] = spec.long_window
         self._par[k.P_SLOW] = spec.slow_window
         self._rates = math.log(2) / np.array(spec.half_lives_s)
-        self._bounded = np.array(bounded(spec.features))
         self._rows = _rows(spec, max_instruments)
         self._keys = np.zeros(max_instruments, np.int64)
         self._table = np.full(_table_size(max_instruments), -1, np.int32)
@@ -263,7 +262,7 @@ class FeatureBank:
             keys = np.empty(n, np.int64)
             ts = np.empty(n, np.int64)
             k.update_ticks(
-                _words(batch), self._par, self._rates, self._bounded, *self._rows.values(),
+                _words(batch), self._par, self._rates, *self._rows.values(),
                 self._keys, self._table, self._links, self._head, *out, keys, ts,
             )  # fmt: skip
             return FeatureBlock(values, ready, quality, keys, ts, slots)
@@ -278,7 +277,7 @@ class FeatureBank:
         keys = _frozen(batch.keys, np.int64)
         ts = _frozen(batch.ts_event, np.int64)
         k.update_vectors(
-            data, keys, ts, self._par, self._bounded, *self._rows.values(), self._keys,
+            data, keys, ts, self._par, *self._rows.values(), self._keys,
             self._table, self._links, self._head, *out,
         )  # fmt: skip
         return FeatureBlock(values, ready, quality, keys, ts, slots)

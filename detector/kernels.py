@@ -63,6 +63,7 @@ I_HAS_CHANGE = 19  # F_CHANGE holds a trade price change
 I_HASH_POS = 20
 I_FLAGS = 21  # two words: sums over the ring, eight one-byte counters each
 I_RING = 24  # W pairs of flag words
+RECORD_WORDS = 10  # a record is ten 8-byte words
 HASHES = 64  # records remembered, to know a repeat: uint32 row
 
 # --- float64 row of a tick instrument -------------------------------------------------------------
@@ -103,8 +104,7 @@ E_SIGNED = 9
 E_OFI = 10
 E_ABS_OFI = 11
 E_FLIPS = 12
-EW_WIDTH = 16
-# decaying sums of F_EW3
+# decaying sums of F_EW3, eight
 G_N = 0
 G_VOLUME = 1  # of trades with a price
 G_PRICE_VOLUME = 2
@@ -112,7 +112,7 @@ G_MOVE_SIGNED = 3
 G_SIGNED2 = 4
 G_ROLL = 5
 G_ROLL_PAIRS = 6
-EW3_WIDTH = 8
+G_R = 7
 
 # --- the short window ---------------------------------------------------------------------------
 # Doubles, for what is subtracted afterwards (variances, price levels): nine sums, then maxima.
@@ -167,20 +167,19 @@ B_ASK_DOWN = 24
 B_BID_FLIP = 32
 B_ASK_FLIP = 40
 
-# --- outputs for ticks ----------------------------------------------------------------------------
+# --- outputs for ticks: first those with heavy tails, see `compress`, then shares and balances ----------------------------------------------------------------------------
 (
     RETURN_TICK,
     RETURN_SHORT,
     RETURN_1,
     RETURN_2,
-    PATH_EFFICIENCY,
+    RETURN_3,
     RANGE,
     MEAN_DEVIATION,
     REALISED_VARIANCE_SHORT,
     REALISED_VARIANCE_1,
     REALISED_VARIANCE_2,
     BIPOWER_VARIANCE,
-    JUMP_RATIO,
     QUOTED_SPREAD,
     RELATIVE_SPREAD,
     SPREAD_MEAN,
@@ -188,28 +187,16 @@ B_ASK_FLIP = 40
     SPREAD_MAX,
     EFFECTIVE_SPREAD,
     ROLL_SPREAD,
-    CROSSED_LOCKED,
-    QUEUE_IMBALANCE,
-    QUEUE_IMBALANCE_MEAN,
-    QUEUE_IMBALANCE_SD,
     MICROPRICE_DEVIATION,
     BID_SIZE,
     ASK_SIZE,
     BID_SIZE_MAX,
     ASK_SIZE_MAX,
-    BID_SIZE_CV,
-    ASK_SIZE_CV,
     BID_AGE,
     ASK_AGE,
     OFI_TICK,
     OFI_SHORT,
     ORDER_FLOW,
-    OFI_1,
-    OFI_2,
-    TRADE_SHARE,
-    TRADE_SIGN_IMBALANCE,
-    SIGNED_VOLUME_SHORT,
-    SIGNED_VOLUME_2,
     VOLUME,
     LARGEST_TRADE,
     TRADE_SIZE_Z,
@@ -220,20 +207,38 @@ B_ASK_FLIP = 40
     AMIHUD,
     INTER_ARRIVAL,
     INTER_ARRIVAL_MEAN,
-    INTER_ARRIVAL_CV,
     MESSAGE_RATE_0,
     MESSAGE_RATE_1,
     MESSAGE_RATE_2,
     BURST_RATIO,
-    ADD_SHARE,
-    BID_CANCEL_SHARE,
-    ASK_CANCEL_SHARE,
     CANCEL_TO_TRADE,
     CANCEL_RATE_1,
     CANCEL_RATE_2,
-    CANCEL_IMBALANCE,
     CANCELLED_VOLUME,
     LARGEST_CANCEL,
+    FEED_LATENCY,
+) = range(48)
+TICK_HEAVY: Final = 48
+(
+    PATH_EFFICIENCY,
+    JUMP_RATIO,
+    CROSSED_LOCKED,
+    QUEUE_IMBALANCE,
+    QUEUE_IMBALANCE_MEAN,
+    QUEUE_IMBALANCE_SD,
+    BID_SIZE_CV,
+    ASK_SIZE_CV,
+    OFI_1,
+    OFI_2,
+    TRADE_SHARE,
+    TRADE_SIGN_IMBALANCE,
+    SIGNED_VOLUME_SHORT,
+    SIGNED_VOLUME_2,
+    INTER_ARRIVAL_CV,
+    ADD_SHARE,
+    BID_CANCEL_SHARE,
+    ASK_CANCEL_SHARE,
+    CANCEL_IMBALANCE,
     BID_CANCEL_X_BUY,
     ASK_CANCEL_X_SELL,
     BID_CHANGES,
@@ -243,13 +248,12 @@ B_ASK_FLIP = 40
     BID_IMPROVEMENT,
     ASK_IMPROVEMENT,
     FLIP_SHARE,
-    FEED_LATENCY,
-) = range(75)
-TICK_OUTPUTS: Final = 75
+) = range(48, 76)
+TICK_OUTPUTS: Final = 76
 
-# --- outputs for vectors: two of the instrument, then nine of each column -------------------------
+# --- outputs for vectors: two of the instrument, eight of each column, then the rank of each -------
 VECTOR_OUTPUTS: Final = 2
-COLUMN_OUTPUTS: Final = 9
+COLUMN_OUTPUTS: Final = 8
 C_CHANGE = 0  # mean and count of the size of the non-zero changes
 C_SLOW = 2  # mean, variance, count
 C_LONG = 5  # mean, variance
@@ -259,10 +263,9 @@ V_DT = 0  # as F_DT and F_WAITING
 V_WAITING = 2
 V_RING = 4  # W inter-arrival times, then the columns
 I_SINCE = 5  # vectors: events since the windows began
-(CHANGE, LEVEL, SHORT_MEAN, SHORT_SD, LONG_MEAN, LONG_SD, HIGH, LOW, RANK) = range(9)
+(CHANGE, LEVEL, SHORT_MEAN, SHORT_SD, LONG_MEAN, LONG_SD, HIGH, LOW) = range(8)  # then RANK
 
 # --- constants of the definitions -----------------------------------------------------------------
-LN2: Final = math.log(2.0)
 HALF_PI: Final = math.pi / 2.0
 SECOND: Final = 1e-9
 NO_PRICE: Final = 2**63 - 1
@@ -272,7 +275,6 @@ WAIT_FLOOR: Final = 0.01  # of the mean wait: keeps the log of a wait of zero fi
 LOG_SIZE_SD_FLOOR: Final = 0.1
 SD_FLOOR: Final = 1e-6  # of the mean of a column
 TINY: Final = 1e-100
-CLAMP: Final = 1e6
 MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
 MIX: Final = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
 
@@ -295,12 +297,26 @@ Q_LOCKED: Final = 2048
 Q_ZERO_SIZE: Final = 4096
 Q_ONE_SIDED: Final = 8192
 
-# bits of an IEEE 754 double
-MANTISSA: Final = np.int64((1 << 52) - 1)
-EXPONENT_ONE: Final = np.int64(1023 << 52)
-EXPONENT_MAGIC: Final = np.int64(1075 << 52)  # 2**52: an integer below it sits in the mantissa
-MAGIC: Final = float(2**52 + 1023)
-SQRT2: Final = math.sqrt(2.0)
+# the bits of a single, and log(1 + m) / m^3 + ... for `compress`
+MANTISSA_BITS: Final = np.int32(23)
+MANTISSA: Final = np.int32((1 << 23) - 1)
+EXPONENT_BIAS: Final = np.int32(127)
+EXPONENT_OF_ONE: Final = np.int32(127 << 23)
+ZERO: Final = np.float32(0.0)
+HALF: Final = np.float32(0.5)
+ONE: Final = np.float32(1.0)
+MOST: Final = np.float32(1e30)
+SQRT2: Final = np.float32(math.sqrt(2.0))
+LOG2: Final = np.float32(math.log(2.0))
+L0: Final = np.float32(7.0376836292e-2)
+L1: Final = np.float32(-1.1514610310e-1)
+L2: Final = np.float32(1.1676998740e-1)
+L3: Final = np.float32(-1.2420140846e-1)
+L4: Final = np.float32(1.4249322787e-1)
+L5: Final = np.float32(-1.6668057665e-1)
+L6: Final = np.float32(2.0000714765e-1)
+L7: Final = np.float32(-2.4999993993e-1)
+L8: Final = np.float32(3.3333331174e-1)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -401,6 +417,7 @@ def claim(key, table, keys, links, head):
         head[H_EVICTIONS] += 1
     keys[slot] = key
     insert(key, slot, table)
+    touch(slot, links)
     return slot
 
 
@@ -426,23 +443,14 @@ def plausible(ts, head, jump):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def observe(row, at, x, most):
-    """Take `x` into the slow scale `row[at]`: mean of the first `most`, then an average fading at
-    rate 1 / most. One observation counts for at most `OUTLIER` times the scale."""
-    count = min(row[at + 1] + 1.0, most)
-    mean = row[at]
+def observed(mean, x, count):
+    """Slow scale after its `count`-th observation x, which counts for at most `OUTLIER` times it.
+
+    The mean of the first P_SLOW observations (`count` stays there), then an exponential average.
+    """
     if mean > 0.0 and x > OUTLIER * mean:
         x = OUTLIER * mean
-    row[at + 1] = count
-    row[at] = mean + (x - mean) / count
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def share(row, at, x, most):
-    """Take `x` into the slow mean `row[at]` of a quantity between 0 and 2, as it is."""
-    count = min(row[at + 1] + 1.0, most)
-    row[at + 1] = count
-    row[at] += (x - row[at]) / count
+    return mean + (x - mean) / count
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -458,37 +466,36 @@ def contrast(a, b, offset):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def compress(x, bounded, scratch, bits, out):
-    """Write `x` to `out`, as sign(x) log(1 + |x|) where it is not bounded; always finite.
+def compress(values, heavy):
+    """Replace x by sign(x) log(1 + |x|) in the first `heavy` columns.
 
-    The logarithm is computed from the bits of the double, without branches, so that LLVM makes
-    vector instructions of it: 75 calls of `math.log1p` would cost more than all the rest. Series
-    of the inverse hyperbolic tangent, error below 1e-12.
+    The logarithm is computed in single precision from the bits of the number, without branches,
+    so that LLVM makes vector instructions of it: 48 calls of `math.log1p` would cost more than
+    all the rest of a tick. Polynomial of `logf` in Moshier's Cephes; error below 1e-7 (1 + log).
     """
-    n = x.shape[0]
-    for k in range(n):
-        scratch[0, k] = 1.0 + abs(x[k])
-    for k in range(n):
-        word = bits[0, k]
-        bits[1, k] = (word >> 52) | EXPONENT_MAGIC
-        bits[0, k] = (word & MANTISSA) | EXPONENT_ONE
-    for k in range(n):
-        mantissa = scratch[0, k]
-        exponent = scratch[1, k] - MAGIC
-        above = mantissa > SQRT2
-        mantissa = 0.5 * mantissa if above else mantissa
-        exponent = exponent + 1.0 if above else exponent
-        s = (mantissa - 1.0) / (mantissa + 1.0)
-        z = s * s
-        series = 1.0 / 11.0 + z * (1.0 / 13.0 + z * (1.0 / 15.0))
-        series = 1.0 / 5.0 + z * (1.0 / 7.0 + z * (1.0 / 9.0 + z * series))
-        log = exponent * LN2 + 2.0 * s * (1.0 + z * (1.0 / 3.0 + z * series))
-        value = x[k]
-        signed = log if value >= 0.0 else -log
-        value = value if bounded[k] else signed
-        value = value if value < CLAMP else CLAMP
-        value = value if value > -CLAMP else -CLAMP
-        out[k] = np.float32(value)
+    shifted = np.empty(heavy, np.float32)
+    bits = shifted.view(np.int32)
+    exponents = np.empty(heavy, np.float32)
+    for i in range(values.shape[0]):
+        for k in range(heavy):
+            size = abs(values[i, k])
+            size = size if size < MOST else MOST
+            shifted[k] = ONE + size
+        for k in range(heavy):
+            word = bits[k]
+            exponents[k] = np.float32(np.int32(np.int32(word >> MANTISSA_BITS) - EXPONENT_BIAS))
+            bits[k] = np.int32(np.int32(word & MANTISSA) | EXPONENT_OF_ONE)
+        for k in range(heavy):
+            mantissa = shifted[k]
+            exponent = exponents[k]
+            above = mantissa > SQRT2
+            mantissa = HALF * mantissa if above else mantissa
+            exponent = exponent + ONE if above else exponent
+            m = mantissa - ONE
+            p = ((((((((L0 * m + L1) * m + L2) * m + L3) * m + L4) * m + L5) * m + L6) * m + L7)
+                 * m + L8)  # fmt: skip
+            log = m + m * m * (m * p - HALF) + exponent * LOG2
+            values[i, k] = log if values[i, k] >= ZERO else -log
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -523,82 +530,55 @@ def arrive(ts, slot, ints, floats, par):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def repeated(slot, digest, old, ints, hashes):
-    """Whether this record was among the instrument's last `HASHES`; if not, remember it.
-
-    A repeat is never newer than the latest tick, so the usual tick (`old` false) only writes.
-    """
-    if old:
-        for k in range(HASHES):
-            if hashes[slot, k] == digest:
-                return True
-    at = ints[slot, I_HASH_POS]
-    hashes[slot, at] = digest
-    ints[slot, I_HASH_POS] = (at + 1) & (HASHES - 1)
-    return False
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def digest_of(words, i):
-    """32-bit hash of a whole record, never 0 (the value of an empty place).
-
-    A false repeat needs the same hash among 64 records of one instrument at a time that does not
-    advance: less than 2 in 10**8 of such ticks.
-    """
-    h = MULTIPLIER
-    for k in range(words.shape[1]):
-        h = (h ^ np.uint64(words[i, k])) * MIX
-        h ^= h >> np.uint64(29)
-    return np.uint32((h >> np.uint64(32)) | np.uint64(1))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def slide(row, at, sums, width, short, position, new, window):
-    """Put `new` into a sliding window of `short` events, and write the window's sums and maxima.
-
-    The columns before `sums` are added, the others maximised. Time is cut into blocks of `short`
-    events: the window is the end of the last block and the beginning of this one (van Herk 1992,
-    Gil and Werman 1993), so nothing is ever subtracted and no error lives longer than its event.
-    `row[at:]` holds the fold of this block so far, then one line per position: what came in at
-    it, replaced at the block's end by the fold from there to the end.
-    """
-    line = at + width * (position + 1)
-    if position + 1 < short:
-        for k in range(sums):
-            row[line + k] = new[k]
-            row[at + k] += new[k]
-            window[k] = row[at + k] + row[line + width + k]
-        for k in range(sums, width):
-            row[line + k] = new[k]
-            best = row[at + k] if row[at + k] > new[k] else new[k]
-            row[at + k] = best
-            ended = row[line + width + k]
-            window[k] = best if best > ended else ended
-        return
-    for k in range(width):
-        window[k] = row[at + k] + new[k] if k < sums else max(row[at + k], new[k])
-        row[line + k] = new[k]
-        row[at + k] = 0.0 if k < sums else LEAST
-    for j in range(short - 1):
-        line -= width
-        for k in range(sums):
-            row[line + k] += row[line + width + k]
-        for k in range(sums, width):
-            ended = row[line + width + k]
-            row[line + k] = row[line + k] if row[line + k] > ended else ended
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def clear_window(row, at, sums, width, short):
-    """Empty a sliding window."""
+def begin(slot, floats, singles, ints, short):
+    """Begin the windows of one instrument anew; its slow scales stay."""
+    ints[slot, I_COUNT:I_HASH_POS] = 0
+    ints[slot, I_FLAGS] = 0
+    ints[slot, I_FLAGS + 1] = 0
+    ints[slot, I_BID_SINCE] = ints[slot, I_LAST]
+    ints[slot, I_ASK_SINCE] = ints[slot, I_LAST]
+    floats[slot, F_REF:F_BLOCK] = 0.0
     for j in range(short + 1):
-        for k in range(width):
-            row[at + j * width + k] = 0.0 if k < sums else LEAST
+        for k in range(WIDE):
+            floats[slot, F_BLOCK + j * WIDE + k] = 0.0 if k < WIDE_SUMS else LEAST
+        for k in range(NARROW):
+            singles[slot, j * NARROW + k] = 0.0 if k < NARROW_SUMS else LEAST
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def end_block(slot, floats, singles, short, new_wide, wide, new_narrow, narrow):
+    """Take in the last event of a block, write the window, and fold the block from its end."""
+    line = F_BLOCK + WIDE * short
+    for k in range(WIDE):
+        new = new_wide[k]
+        so_far = floats[slot, F_BLOCK + k]
+        wide[k] = so_far + new if k < WIDE_SUMS else max(so_far, new)
+        floats[slot, F_BLOCK + k] = 0.0 if k < WIDE_SUMS else LEAST
+        floats[slot, line + k] = new
+    for _ in range(short - 1):
+        line -= WIDE
+        for k in range(WIDE):
+            new = floats[slot, line + k]
+            later = floats[slot, line + WIDE + k]
+            floats[slot, line + k] = new + later if k < WIDE_SUMS else max(new, later)
+    line = NARROW * short
+    for k in range(NARROW):
+        new_n = new_narrow[k]
+        so_far_n = singles[slot, k]
+        narrow[k] = so_far_n + new_n if k < NARROW_SUMS else max(so_far_n, new_n)
+        singles[slot, k] = 0.0 if k < NARROW_SUMS else LEAST
+        singles[slot, line + k] = new_n
+    for _ in range(short - 1):
+        line -= NARROW
+        for k in range(NARROW):
+            new_n = singles[slot, line + k]
+            later_n = singles[slot, line + NARROW + k]
+            singles[slot, line + k] = new_n + later_n if k < NARROW_SUMS else max(new_n, later_n)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def update_ticks(
-    words, par, rates, bounded, floats, singles, ints, hashes, keys, table, links, head,
+    words, par, rates, floats, singles, ints, hashes, keys, table, links, head,
     values, ready, quality, slots, out_keys, out_ts,
 ):  # fmt: skip
     """Update the state with `n` ticks and write their features.
@@ -610,7 +590,6 @@ def update_ticks(
     par : (P_SIZE,) int64
     rates : (4,) float64
         Decay rates ln(2) / half-life, 1/s.
-    bounded : (F,) bool
     floats, singles, ints, hashes : (capacity, .) float64, float32, int64, uint32
         State rows.
     keys : (capacity,) int64
@@ -623,18 +602,17 @@ def update_ticks(
     values, ready, quality, slots, out_keys, out_ts
         Outputs: (n, F) float32, (n,) bool, uint16, int32, int64, int64.
     """
-    outputs = bounded.shape[0]
-    x = np.zeros(outputs)
-    scratch = np.empty((2, outputs))
-    bits = scratch.view(np.int64)
-    ew = np.zeros(EW_WIDTH)
     new_wide = np.zeros(WIDE)
     wide = np.zeros(WIDE)
     new_narrow = np.zeros(NARROW, np.float32)
     narrow = np.zeros(NARROW, np.float32)
     short = par[P_SHORT]
+    jump = par[P_JUMP]
+    limit = min(par[P_GAP], jump) if par[P_GAP] > 0 else jump
     most = float(par[P_SLOW])
     low = np.int64(0xFFFFFFFF)
+    mask = table.shape[0] - 1
+    end = links.shape[0] - 1
     last_wait = np.int64(-1)
     decay0 = decay1 = decay2 = decay3 = 1.0
 
@@ -645,59 +623,89 @@ def update_ticks(
         ts = words[i, 1]
         out_keys[i] = key
         out_ts[i] = ts
-        ready[i] = False
-        slots[i] = -1
+        reason = 0
         if ts <= 0:
-            quality[i] = Q_NO_TIME
-            values[i, :] = np.float32(0.0)
+            reason = Q_NO_TIME
+        elif (
+            head[H_HAS_CLOCK] != 0
+            and head[H_HAS_CANDIDATE] == 0
+            and abs(ts - head[H_CLOCK]) <= jump
+        ):
+            head[H_CLOCK] = max(ts, head[H_CLOCK])
+        elif not plausible(ts, head, jump):
+            reason = Q_IMPLAUSIBLE_TIME
+        slot = np.int64(-1)
+        if reason == 0:
+            at = home(key, mask)
+            slot = np.int64(table[at])
+            while slot >= 0 and keys[slot] != key:
+                at = (at + 1) & mask
+                slot = np.int64(table[at])
+            if slot < 0:
+                slot = claim(key, table, keys, links, head)
+                floats[slot, :] = 0.0
+                ints[slot, :] = 0
+                hashes[slot, :] = 0
+            if words[i, 5] >> 32 != 0:
+                # A hash of the whole record. A repeat is never newer than the latest tick, so the
+                # usual tick only writes. A false repeat takes the same 31 bits among 64 records:
+                # 3 in 10**8 of the ticks at a time that does not advance.
+                digest = MULTIPLIER
+                for k in range(RECORD_WORDS):
+                    digest = (digest ^ np.uint64(words[i, k])) * MIX
+                    digest ^= digest >> np.uint64(29)
+                short_digest = np.uint32((digest >> np.uint64(32)) | np.uint64(1))
+                if ints[slot, I_EVENTS] > 0 and ts <= ints[slot, I_LAST]:
+                    for k in range(HASHES):
+                        if hashes[slot, k] == short_digest:
+                            reason = Q_REPEATED
+                if reason == 0:
+                    at = ints[slot, I_HASH_POS]
+                    hashes[slot, at] = short_digest
+                    ints[slot, I_HASH_POS] = (at + 1) & (HASHES - 1)
+        if reason != 0:
+            quality[i] = reason
+            ready[i] = False
+            slots[i] = -1
+            for k in range(TICK_OUTPUTS):
+                values[i, k] = ZERO
             continue
-        if not plausible(ts, head, par[P_JUMP]):
-            quality[i] = Q_IMPLAUSIBLE_TIME
-            values[i, :] = np.float32(0.0)
-            continue
-        slot = find(key, table, keys)
-        sequence = (words[i, 5] >> 32) & low
-        if slot < 0:
-            slot = claim(key, table, keys, links, head)
-            floats[slot, :] = 0.0
-            ints[slot, :] = 0
-            hashes[slot, :] = 0
-        if sequence != 0:
-            old = ints[slot, I_EVENTS] > 0 and ts <= ints[slot, I_LAST]
-            if repeated(slot, digest_of(words, i), old, ints, hashes):
-                quality[i] = Q_REPEATED
-                values[i, :] = np.float32(0.0)
-                continue
-        touch(slot, links)
-        wait, late = arrive(ts, slot, ints, floats, par)
+        newest = links[end, 0]
+        if newest != slot:  # as in `touch`; here for its speed
+            older = links[slot, 0]
+            newer = links[slot, 1]
+            links[older, 1] = newer
+            links[newer, 0] = older
+            links[newest, 1] = slot
+            links[slot, 0] = newest
+            links[slot, 1] = end
+            links[end, 0] = slot
+        wait = ts - ints[slot, I_LAST]
+        late = False
+        if ints[slot, I_EVENTS] > 0 and 0 <= wait <= limit:
+            ints[slot, I_LAST] = ts
+            ints[slot, I_FAR_LATE] = 0
+        else:
+            wait, late = arrive(ts, slot, ints, floats, par)
         flag = Q_LATE if late else 0
         now = ints[slot, I_LAST]
         fresh = wait < 0
-        f = floats[slot]
-        state = ints[slot]
         if fresh:
-            for k in range(F_REF, F_BLOCK):
-                f[k] = 0.0
-            clear_window(f, F_BLOCK, WIDE_SUMS, WIDE, short)
-            clear_window(singles[slot], 0, NARROW_SUMS, NARROW, short)
-            for k in range(I_COUNT, I_HASH_POS):
-                state[k] = 0
-            state[I_FLAGS] = 0
-            state[I_FLAGS + 1] = 0
-            state[I_BID_SINCE] = now
-            state[I_ASK_SINCE] = now
+            begin(slot, floats, singles, ints, short)
             wait = np.int64(0)
-        events = state[I_EVENTS] + 1
-        state[I_EVENTS] = events
+        events = ints[slot, I_EVENTS] + 1
+        ints[slot, I_EVENTS] = events
 
         # --- slow scales before this tick -----------------------------------------------------
-        per_price = inverse(f[F_SPREAD] if f[F_SPREAD + 1] > 0.0 else f[F_MOVE])
-        per_variance = inverse(f[F_R2] * f[F_MOVING])
+        per_price = inverse(
+            floats[slot, F_SPREAD] if floats[slot, F_SPREAD + 1] > 0.0 else floats[slot, F_MOVE]
+        )
+        per_variance = inverse(floats[slot, F_R2] * floats[slot, F_MOVING])
         per_return = math.sqrt(per_variance)
-        per_depth = inverse(f[F_DEPTH])
-        mean_wait = f[F_DT] * f[F_WAITING]
+        per_depth = inverse(floats[slot, F_DEPTH])
+        mean_wait = floats[slot, F_DT] * floats[slot, F_WAITING]
         per_wait = inverse(mean_wait)
-        mean_trade = f[F_TRADE]
+        mean_trade = floats[slot, F_TRADE]
         per_trade = inverse(mean_trade)
 
         # --- the record -----------------------------------------------------------------------
@@ -719,11 +727,11 @@ def update_ticks(
             flag |= Q_NONPOSITIVE_PRICE
         if (is_trade and size == 0) or (has_bid and bid_size == 0) or (has_ask and ask_size == 0):
             flag |= Q_ZERO_SIZE
-        before = state[I_SIDES]
-        old_bid = state[I_BID]
-        old_ask = state[I_ASK]
-        old_bid_size = state[I_BID_SIZE]
-        old_ask_size = state[I_ASK_SIZE]
+        before = ints[slot, I_SIDES]
+        old_bid = ints[slot, I_BID]
+        old_ask = ints[slot, I_ASK]
+        old_bid_size = ints[slot, I_BID_SIZE]
+        old_ask_size = ints[slot, I_ASK_SIZE]
         if is_trade and not has_bid and not has_ask:
             # the record carries no book: the book stays as it was
             bid = old_bid
@@ -743,11 +751,11 @@ def update_ticks(
                 # a market without sizes: each quoted side counts one
                 bid_size = np.int64(1) if has_bid else np.int64(0)
                 ask_size = np.int64(1) if has_ask else np.int64(0)
-            state[I_BID] = bid
-            state[I_ASK] = ask
-            state[I_BID_SIZE] = bid_size
-            state[I_ASK_SIZE] = ask_size
-            state[I_SIDES] = (1 if has_bid else 0) | (2 if has_ask else 0)
+            ints[slot, I_BID] = bid
+            ints[slot, I_ASK] = ask
+            ints[slot, I_BID_SIZE] = bid_size
+            ints[slot, I_ASK_SIZE] = ask_size
+            ints[slot, I_SIDES] = (1 if has_bid else 0) | (2 if has_ask else 0)
         two_sided = has_bid and has_ask
 
         # --- what the book did ----------------------------------------------------------------
@@ -764,11 +772,11 @@ def update_ticks(
                 up = bid > old_bid
                 direction = np.int64(1) if up else np.int64(-1)
                 word_b |= np.int64(1) << (B_BID_UP if up else B_BID_DOWN)
-                if state[I_BID_DIR] == -direction:
+                if ints[slot, I_BID_DIR] == -direction:
                     word_b |= np.int64(1) << B_BID_FLIP
                     flips += 1.0
-                state[I_BID_DIR] = direction
-                state[I_BID_SINCE] = now
+                ints[slot, I_BID_DIR] = direction
+                ints[slot, I_BID_SINCE] = now
         if has_ask and before & 2 != 0:
             ask_flow = (float(ask_size) if ask <= old_ask else 0.0) - (
                 float(old_ask_size) if ask >= old_ask else 0.0
@@ -777,11 +785,11 @@ def update_ticks(
                 up = ask > old_ask
                 direction = np.int64(1) if up else np.int64(-1)
                 word_b |= np.int64(1) << (B_ASK_UP if up else B_ASK_DOWN)
-                if state[I_ASK_DIR] == -direction:
+                if ints[slot, I_ASK_DIR] == -direction:
                     word_b |= np.int64(1) << B_ASK_FLIP
                     flips += 1.0
-                state[I_ASK_DIR] = direction
-                state[I_ASK_SINCE] = now
+                ints[slot, I_ASK_DIR] = direction
+                ints[slot, I_ASK_SINCE] = now
         ofi = bid_flow - ask_flow
 
         # --- adds and cancels -----------------------------------------------------------------
@@ -810,7 +818,6 @@ def update_ticks(
             ask_cancels = ask_flow < 0.0
             bid_cancelled = max(-bid_flow, 0.0)
             ask_cancelled = max(-ask_flow, 0.0)
-        cancels = (1.0 if bid_cancels else 0.0) + (1.0 if ask_cancels else 0.0)
         if adds:
             word_a |= np.int64(1) << A_ADD
         if bid_cancels:
@@ -819,9 +826,9 @@ def update_ticks(
             word_a |= np.int64(1) << A_ASK_CANCEL
 
         # --- trades ---------------------------------------------------------------------------
-        old_ref = f[F_REF]
-        had_ref = state[I_HAS_REF] != 0
-        book_before = state[I_BOOK_SEEN] != 0
+        old_ref = floats[slot, F_REF]
+        had_ref = ints[slot, I_HAS_REF] != 0
+        book_before = ints[slot, I_BOOK_SEEN] != 0
         volume = 0.0
         signed = 0.0
         buys = 0.0
@@ -838,10 +845,10 @@ def update_ticks(
                 # quote rule, then tick rule (Lee and Ready 1991)
                 if book_before and float(price) != old_ref:
                     sign = np.int64(1) if float(price) > old_ref else np.int64(-1)
-                elif state[I_HAS_TRADE] != 0:
-                    sign = state[I_TRADE_SIGN]
-                    if price != state[I_TRADE]:
-                        sign = np.int64(1) if price > state[I_TRADE] else np.int64(-1)
+                elif ints[slot, I_HAS_TRADE] != 0:
+                    sign = ints[slot, I_TRADE_SIGN]
+                    if price != ints[slot, I_TRADE]:
+                        sign = np.int64(1) if price > ints[slot, I_TRADE] else np.int64(-1)
             volume = float(size) if size > 0 else 1.0
             signed = volume * sign
             buys = 1.0 if sign > 0 else 0.5 if sign == 0 else 0.0
@@ -852,23 +859,23 @@ def update_ticks(
             if sign < 0:
                 word_a |= np.int64(1) << A_SELL
             log_size = math.log(volume)
-            if f[F_TRADE + 1] >= 8.0:
-                sd = math.sqrt(f[F_LOG_SIZE + 1])
-                size_z = (log_size - f[F_LOG_SIZE]) / (sd + LOG_SIZE_SD_FLOOR)
+            if floats[slot, F_TRADE + 1] >= 8.0:
+                sd = math.sqrt(floats[slot, F_LOG_SIZE + 1])
+                size_z = (log_size - floats[slot, F_LOG_SIZE]) / (sd + LOG_SIZE_SD_FLOOR)
             if has_price:
                 priced = volume
                 if book_before:
                     effective = 2.0 * sign * (float(price) - old_ref)
-                if state[I_HAS_TRADE] != 0:
-                    change = float(price) - float(state[I_TRADE])
-                    if state[I_HAS_CHANGE] != 0:
-                        roll = change * f[F_CHANGE]
+                if ints[slot, I_HAS_TRADE] != 0:
+                    change = float(price) - float(ints[slot, I_TRADE])
+                    if ints[slot, I_HAS_CHANGE] != 0:
+                        roll = change * floats[slot, F_CHANGE]
                         roll_pairs = 1.0
-                    f[F_CHANGE] = change
-                    state[I_HAS_CHANGE] = 1
-                state[I_TRADE] = price
-                state[I_HAS_TRADE] = 1
-                state[I_TRADE_SIGN] = sign
+                    floats[slot, F_CHANGE] = change
+                    ints[slot, I_HAS_CHANGE] = 1
+                ints[slot, I_TRADE] = price
+                ints[slot, I_HAS_TRADE] = 1
+                ints[slot, I_TRADE_SIGN] = sign
 
         # --- reference price and return -------------------------------------------------------
         ref = old_ref
@@ -878,16 +885,16 @@ def update_ticks(
             has_ref = True
             if not book_before:
                 had_ref = False  # from trade prices to mids: not a move of the market
-                state[I_BOOK_SEEN] = 1
+                ints[slot, I_BOOK_SEEN] = 1
             spread = float(ask) - float(bid)
-            f[F_CARRIED_SPREAD] = spread
+            floats[slot, F_CARRIED_SPREAD] = spread
             if spread <= 0.0:
                 word_a |= np.int64(1) << A_CROSSED_LOCKED
         elif is_trade and has_price and not book_before:
             ref = float(price)
             has_ref = True
-        f[F_REF] = ref
-        state[I_HAS_REF] = 1 if has_ref else 0
+        floats[slot, F_REF] = ref
+        ints[slot, I_HAS_REF] = 1 if has_ref else 0
         move = 0.0
         r = 0.0
         if had_ref and ref != old_ref:
@@ -895,7 +902,7 @@ def update_ticks(
             if ref > 0.0 and old_ref > 0.0:
                 r = math.log(ref / old_ref)
         abs_r = abs(r)
-        spread = f[F_CARRIED_SPREAD]
+        spread = floats[slot, F_CARRIED_SPREAD]
         depth = float(bid_size + ask_size)
         imbalance = float(bid_size - ask_size) / depth if depth > 0.0 else 0.0
 
@@ -908,31 +915,54 @@ def update_ticks(
             decay3 = math.exp(rates[3] * seconds)
             last_wait = wait
         r2 = r * r
-        ew[E_N] = 1.0
-        ew[E_BUYS] = buys
-        ew[E_SELLS] = sells
-        ew[E_BID_CANCELS] = 1.0 if bid_cancels else 0.0
-        ew[E_ASK_CANCELS] = 1.0 if ask_cancels else 0.0
-        ew[E_R] = r
-        ew[E_R2] = r2
-        ew[E_ABS_R] = abs_r
-        ew[E_VOLUME] = volume
-        ew[E_SIGNED] = signed
-        ew[E_OFI] = ofi
-        ew[E_ABS_OFI] = abs(ofi)
-        ew[E_FLIPS] = flips
-        f[F_FAST] = f[F_FAST] * decay0 + 1.0
-        for k in range(EW_WIDTH):
-            f[F_EW1 + k] = f[F_EW1 + k] * decay1 + ew[k]
-        for k in range(EW_WIDTH):
-            f[F_EW2 + k] = f[F_EW2 + k] * decay2 + ew[k]
-        f[F_EW3 + G_N] = f[F_EW3 + G_N] * decay3 + 1.0
-        f[F_EW3 + G_VOLUME] = f[F_EW3 + G_VOLUME] * decay3 + priced
-        f[F_EW3 + G_PRICE_VOLUME] = f[F_EW3 + G_PRICE_VOLUME] * decay3 + priced * float(price)
-        f[F_EW3 + G_MOVE_SIGNED] = f[F_EW3 + G_MOVE_SIGNED] * decay3 + move * signed
-        f[F_EW3 + G_SIGNED2] = f[F_EW3 + G_SIGNED2] * decay3 + signed * signed
-        f[F_EW3 + G_ROLL] = f[F_EW3 + G_ROLL] * decay3 + roll
-        f[F_EW3 + G_ROLL_PAIRS] = f[F_EW3 + G_ROLL_PAIRS] * decay3 + roll_pairs
+        bid_cancel = 1.0 if bid_cancels else 0.0
+        ask_cancel = 1.0 if ask_cancels else 0.0
+        abs_ofi = abs(ofi)
+        floats[slot, F_FAST] = floats[slot, F_FAST] * decay0 + 1.0
+        floats[slot, F_EW1 + E_N] = floats[slot, F_EW1 + E_N] * decay1 + 1.0
+        floats[slot, F_EW1 + E_BUYS] = floats[slot, F_EW1 + E_BUYS] * decay1 + buys
+        floats[slot, F_EW1 + E_SELLS] = floats[slot, F_EW1 + E_SELLS] * decay1 + sells
+        floats[slot, F_EW1 + E_BID_CANCELS] = (
+            floats[slot, F_EW1 + E_BID_CANCELS] * decay1 + bid_cancel
+        )
+        floats[slot, F_EW1 + E_ASK_CANCELS] = (
+            floats[slot, F_EW1 + E_ASK_CANCELS] * decay1 + ask_cancel
+        )
+        floats[slot, F_EW1 + E_R] = floats[slot, F_EW1 + E_R] * decay1 + r
+        floats[slot, F_EW1 + E_R2] = floats[slot, F_EW1 + E_R2] * decay1 + r2
+        floats[slot, F_EW1 + E_OFI] = floats[slot, F_EW1 + E_OFI] * decay1 + ofi
+        floats[slot, F_EW1 + E_ABS_OFI] = floats[slot, F_EW1 + E_ABS_OFI] * decay1 + abs_ofi
+        floats[slot, F_EW2 + E_N] = floats[slot, F_EW2 + E_N] * decay2 + 1.0
+        floats[slot, F_EW2 + E_BUYS] = floats[slot, F_EW2 + E_BUYS] * decay2 + buys
+        floats[slot, F_EW2 + E_SELLS] = floats[slot, F_EW2 + E_SELLS] * decay2 + sells
+        floats[slot, F_EW2 + E_BID_CANCELS] = (
+            floats[slot, F_EW2 + E_BID_CANCELS] * decay2 + bid_cancel
+        )
+        floats[slot, F_EW2 + E_ASK_CANCELS] = (
+            floats[slot, F_EW2 + E_ASK_CANCELS] * decay2 + ask_cancel
+        )
+        floats[slot, F_EW2 + E_R] = floats[slot, F_EW2 + E_R] * decay2 + r
+        floats[slot, F_EW2 + E_R2] = floats[slot, F_EW2 + E_R2] * decay2 + r2
+        floats[slot, F_EW2 + E_ABS_R] = floats[slot, F_EW2 + E_ABS_R] * decay2 + abs_r
+        floats[slot, F_EW2 + E_VOLUME] = floats[slot, F_EW2 + E_VOLUME] * decay2 + volume
+        floats[slot, F_EW2 + E_SIGNED] = floats[slot, F_EW2 + E_SIGNED] * decay2 + signed
+        floats[slot, F_EW2 + E_OFI] = floats[slot, F_EW2 + E_OFI] * decay2 + ofi
+        floats[slot, F_EW2 + E_ABS_OFI] = floats[slot, F_EW2 + E_ABS_OFI] * decay2 + abs_ofi
+        floats[slot, F_EW2 + E_FLIPS] = floats[slot, F_EW2 + E_FLIPS] * decay2 + flips
+        floats[slot, F_EW3 + G_N] = floats[slot, F_EW3 + G_N] * decay3 + 1.0
+        floats[slot, F_EW3 + G_VOLUME] = floats[slot, F_EW3 + G_VOLUME] * decay3 + priced
+        floats[slot, F_EW3 + G_PRICE_VOLUME] = floats[
+            slot, F_EW3 + G_PRICE_VOLUME
+        ] * decay3 + priced * float(price)
+        floats[slot, F_EW3 + G_MOVE_SIGNED] = (
+            floats[slot, F_EW3 + G_MOVE_SIGNED] * decay3 + move * signed
+        )
+        floats[slot, F_EW3 + G_SIGNED2] = floats[slot, F_EW3 + G_SIGNED2] * decay3 + signed * signed
+        floats[slot, F_EW3 + G_ROLL] = floats[slot, F_EW3 + G_ROLL] * decay3 + roll
+        floats[slot, F_EW3 + G_ROLL_PAIRS] = (
+            floats[slot, F_EW3 + G_ROLL_PAIRS] * decay3 + roll_pairs
+        )
+        floats[slot, F_EW3 + G_R] = floats[slot, F_EW3 + G_R] * decay3 + r
 
         # --- the short window -----------------------------------------------------------------
         dt = SECOND * float(wait)
@@ -953,12 +983,12 @@ def update_ticks(
         new_wide[W_LOW] = -ref
         new_narrow[S_R] = r
         new_narrow[S_R2] = r2
-        new_narrow[S_BIPOWER] = abs_r * f[F_ABS_R]
+        new_narrow[S_BIPOWER] = abs_r * floats[slot, F_ABS_R]
         new_narrow[S_MOVE] = move
         new_narrow[S_ABS_MOVE] = abs(move)
         new_narrow[S_SPREAD] = spread
         new_narrow[S_OFI] = ofi
-        new_narrow[S_ABS_OFI] = abs(ofi)
+        new_narrow[S_ABS_OFI] = abs_ofi
         new_narrow[S_SIGNED] = signed
         new_narrow[S_VOLUME] = volume
         new_narrow[S_CANCELLED] = cancelled
@@ -969,111 +999,156 @@ def update_ticks(
         new_narrow[S_ASK_SIZE_MAX] = ask_q
         new_narrow[S_VOLUME_MAX] = volume
         new_narrow[S_CANCELLED_MAX] = cancelled
-        f[F_ABS_R] = abs_r
-        at = state[I_POS]
-        slide(f, F_BLOCK, WIDE_SUMS, WIDE, short, at, new_wide, wide)
-        slide(singles[slot], 0, NARROW_SUMS, NARROW, short, at, new_narrow, narrow)
-        count = state[I_COUNT]
+        floats[slot, F_ABS_R] = abs_r
+        at = ints[slot, I_POS]
+        # A window that slides without subtracting, so that no error outlives its event: time is cut
+        # into blocks of W events, and the last W are the end of the last block and the beginning
+        # of this one (van Herk 1992, Gil and Werman 1993). Line 0 folds this block so far; line
+        # p + 1 holds what came at position p, or its fold to the end of the last block.
+        line = F_BLOCK + WIDE * (at + 1)
+        line_n = NARROW * (at + 1)
+        if at + 1 < short:
+            for k in range(WIDE_SUMS):
+                total = floats[slot, F_BLOCK + k] + new_wide[k]
+                floats[slot, F_BLOCK + k] = total
+                floats[slot, line + k] = new_wide[k]
+                wide[k] = total + floats[slot, line + WIDE + k]
+            for k in range(WIDE_SUMS, WIDE):
+                best = max(floats[slot, F_BLOCK + k], new_wide[k])
+                floats[slot, F_BLOCK + k] = best
+                floats[slot, line + k] = new_wide[k]
+                wide[k] = max(best, floats[slot, line + WIDE + k])
+            for k in range(NARROW_SUMS):
+                total_n = singles[slot, k] + new_narrow[k]
+                singles[slot, k] = total_n
+                singles[slot, line_n + k] = new_narrow[k]
+                narrow[k] = total_n + singles[slot, line_n + NARROW + k]
+            for k in range(NARROW_SUMS, NARROW):
+                best_n = max(singles[slot, k], new_narrow[k])
+                singles[slot, k] = best_n
+                singles[slot, line_n + k] = new_narrow[k]
+                narrow[k] = max(best_n, singles[slot, line_n + NARROW + k])
+        else:
+            end_block(slot, floats, singles, short, new_wide, wide, new_narrow, narrow)
+        count = ints[slot, I_COUNT]
         flags_at = I_RING + 2 * at
         if count == short:
-            state[I_FLAGS] -= state[flags_at]
-            state[I_FLAGS + 1] -= state[flags_at + 1]
+            ints[slot, I_FLAGS] -= ints[slot, flags_at]
+            ints[slot, I_FLAGS + 1] -= ints[slot, flags_at + 1]
         else:
             count += 1
-            state[I_COUNT] = count
-        state[flags_at] = word_a
-        state[flags_at + 1] = word_b
-        state[I_FLAGS] += word_a
-        state[I_FLAGS + 1] += word_b
-        state[I_POS] = at + 1 if at + 1 < short else 0
-        a = state[I_FLAGS]
-        b = state[I_FLAGS + 1]
+            ints[slot, I_COUNT] = count
+        ints[slot, flags_at] = word_a
+        ints[slot, flags_at + 1] = word_b
+        ints[slot, I_FLAGS] += word_a
+        ints[slot, I_FLAGS + 1] += word_b
+        ints[slot, I_POS] = at + 1 if at + 1 < short else 0
+        a = ints[slot, I_FLAGS]
+        b = ints[slot, I_FLAGS + 1]
         per_event = 1.0 / count
 
         # --- returns and volatility -----------------------------------------------------------
         half1 = per_wait / rates[1]  # expected events in the window: half-life / ln 2 / mean wait
         half2 = per_wait / rates[2]
-        x[RETURN_TICK] = r * per_return
-        x[RETURN_SHORT] = float(narrow[S_R]) * per_return * math.sqrt(per_event)
-        x[RETURN_1] = f[F_EW1 + E_R] * per_return / math.sqrt(max(0.5 * half1, 1.0))
-        x[RETURN_2] = f[F_EW2 + E_R] * per_return / math.sqrt(max(0.5 * half2, 1.0))
+        values[i, RETURN_TICK] = r * per_return
+        values[i, RETURN_SHORT] = float(narrow[S_R]) * per_return * math.sqrt(per_event)
+        values[i, RETURN_1] = (
+            floats[slot, F_EW1 + E_R] * per_return / math.sqrt(max(0.5 * half1, 1.0))
+        )
+        values[i, RETURN_2] = (
+            floats[slot, F_EW2 + E_R] * per_return / math.sqrt(max(0.5 * half2, 1.0))
+        )
+        half3 = per_wait / rates[3]
+        values[i, RETURN_3] = (
+            floats[slot, F_EW3 + G_R] * per_return / math.sqrt(max(0.5 * half3, 1.0))
+        )
         path = float(narrow[S_ABS_MOVE])
-        x[PATH_EFFICIENCY] = abs(float(narrow[S_MOVE])) / path if path > 0.0 else 0.0
-        x[RANGE] = (wide[W_HIGH] + wide[W_LOW]) * per_price
-        x[MEAN_DEVIATION] = (ref - wide[W_REF] * per_event) * per_price
+        values[i, PATH_EFFICIENCY] = abs(float(narrow[S_MOVE])) / path if path > 0.0 else 0.0
+        values[i, RANGE] = (wide[W_HIGH] + wide[W_LOW]) * per_price
+        values[i, MEAN_DEVIATION] = (ref - wide[W_REF] * per_event) * per_price
         bipower = HALF_PI * float(narrow[S_BIPOWER])
         realised = float(narrow[S_R2])
-        x[REALISED_VARIANCE_SHORT] = realised * per_event * per_variance
-        x[REALISED_VARIANCE_1] = f[F_EW1 + E_R2] * per_variance / max(half1, 1.0)
-        x[REALISED_VARIANCE_2] = f[F_EW2 + E_R2] * per_variance / max(half2, 1.0)
-        x[BIPOWER_VARIANCE] = bipower * per_event * per_variance
-        jump = 1.0 - bipower / realised if realised > 0.0 else 0.0
-        x[JUMP_RATIO] = max(jump, 0.0)
+        values[i, REALISED_VARIANCE_SHORT] = realised * per_event * per_variance
+        values[i, REALISED_VARIANCE_1] = floats[slot, F_EW1 + E_R2] * per_variance / max(half1, 1.0)
+        values[i, REALISED_VARIANCE_2] = floats[slot, F_EW2 + E_R2] * per_variance / max(half2, 1.0)
+        values[i, BIPOWER_VARIANCE] = bipower * per_event * per_variance
+        jumps = 1.0 - bipower / realised if realised > 0.0 else 0.0
+        values[i, JUMP_RATIO] = max(jumps, 0.0)
 
         # --- spread and book ------------------------------------------------------------------
-        x[QUOTED_SPREAD] = spread * per_price
-        x[RELATIVE_SPREAD] = spread / ref * per_return if ref > 0.0 else 0.0
-        x[SPREAD_MEAN] = float(narrow[S_SPREAD]) * per_event * per_price
-        x[SPREAD_MIN] = -float(narrow[S_SPREAD_MIN]) * per_price
-        x[SPREAD_MAX] = float(narrow[S_SPREAD_MAX]) * per_price
+        values[i, QUOTED_SPREAD] = spread * per_price
+        values[i, RELATIVE_SPREAD] = spread / ref * per_return if ref > 0.0 else 0.0
+        values[i, SPREAD_MEAN] = float(narrow[S_SPREAD]) * per_event * per_price
+        values[i, SPREAD_MIN] = -float(narrow[S_SPREAD_MIN]) * per_price
+        values[i, SPREAD_MAX] = float(narrow[S_SPREAD_MAX]) * per_price
         trades = float((a >> A_TRADE) & 0xFF)
-        x[EFFECTIVE_SPREAD] = float(narrow[S_EFFECTIVE]) * per_price / max(trades, 1.0)
-        pairs = f[F_EW3 + G_ROLL_PAIRS]
-        covariance = f[F_EW3 + G_ROLL] / pairs if pairs > TINY else 0.0
-        x[ROLL_SPREAD] = 2.0 * math.sqrt(max(-covariance, 0.0)) * per_price
-        x[CROSSED_LOCKED] = float((a >> A_CROSSED_LOCKED) & 0xFF) * per_event
+        values[i, EFFECTIVE_SPREAD] = float(narrow[S_EFFECTIVE]) * per_price / max(trades, 1.0)
+        pairs = floats[slot, F_EW3 + G_ROLL_PAIRS]
+        covariance = floats[slot, F_EW3 + G_ROLL] / pairs if pairs > TINY else 0.0
+        values[i, ROLL_SPREAD] = 2.0 * math.sqrt(max(-covariance, 0.0)) * per_price
+        values[i, CROSSED_LOCKED] = float((a >> A_CROSSED_LOCKED) & 0xFF) * per_event
         mean = wide[W_IMBALANCE] * per_event
-        x[QUEUE_IMBALANCE] = imbalance
-        x[QUEUE_IMBALANCE_MEAN] = mean
+        values[i, QUEUE_IMBALANCE] = imbalance
+        values[i, QUEUE_IMBALANCE_MEAN] = mean
         variance = wide[W_IMBALANCE2] * per_event - mean * mean
-        x[QUEUE_IMBALANCE_SD] = math.sqrt(max(variance, 0.0))
-        x[MICROPRICE_DEVIATION] = 0.5 * spread * imbalance * per_price if two_sided else 0.0
-        x[BID_SIZE] = float(bid_size) * per_depth
-        x[ASK_SIZE] = float(ask_size) * per_depth
-        x[BID_SIZE_MAX] = float(narrow[S_BID_SIZE_MAX]) * per_depth
-        x[ASK_SIZE_MAX] = float(narrow[S_ASK_SIZE_MAX]) * per_depth
+        values[i, QUEUE_IMBALANCE_SD] = math.sqrt(max(variance, 0.0))
+        values[i, MICROPRICE_DEVIATION] = 0.5 * spread * imbalance * per_price if two_sided else 0.0
+        values[i, BID_SIZE] = float(bid_size) * per_depth
+        values[i, ASK_SIZE] = float(ask_size) * per_depth
+        values[i, BID_SIZE_MAX] = float(narrow[S_BID_SIZE_MAX]) * per_depth
+        values[i, ASK_SIZE_MAX] = float(narrow[S_ASK_SIZE_MAX]) * per_depth
         mean = wide[W_BID_SIZE] * per_event
         variance = wide[W_BID_SIZE2] * per_event - mean * mean
-        x[BID_SIZE_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
+        values[i, BID_SIZE_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
         mean = wide[W_ASK_SIZE] * per_event
         variance = wide[W_ASK_SIZE2] * per_event - mean * mean
-        x[ASK_SIZE_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
-        x[BID_AGE] = SECOND * float(now - state[I_BID_SINCE]) * per_wait if has_bid else 0.0
-        x[ASK_AGE] = SECOND * float(now - state[I_ASK_SINCE]) * per_wait if has_ask else 0.0
+        values[i, ASK_SIZE_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
+        values[i, BID_AGE] = (
+            SECOND * float(now - ints[slot, I_BID_SINCE]) * per_wait if has_bid else 0.0
+        )
+        values[i, ASK_AGE] = (
+            SECOND * float(now - ints[slot, I_ASK_SINCE]) * per_wait if has_ask else 0.0
+        )
 
         # --- order flow and trades ------------------------------------------------------------
-        x[OFI_TICK] = ofi * per_depth
-        x[OFI_SHORT] = float(narrow[S_OFI]) * per_depth * math.sqrt(per_event)
-        x[ORDER_FLOW] = float(narrow[S_ABS_OFI]) * per_event * per_depth
-        scale = f[F_EW1 + E_ABS_OFI] + f[F_DEPTH]
-        x[OFI_1] = f[F_EW1 + E_OFI] / scale if scale > 0.0 else 0.0
-        scale = f[F_EW2 + E_ABS_OFI] + f[F_DEPTH]
-        x[OFI_2] = f[F_EW2 + E_OFI] / scale if scale > 0.0 else 0.0
+        values[i, OFI_TICK] = ofi * per_depth
+        values[i, OFI_SHORT] = float(narrow[S_OFI]) * per_depth * math.sqrt(per_event)
+        values[i, ORDER_FLOW] = float(narrow[S_ABS_OFI]) * per_event * per_depth
+        scale = floats[slot, F_EW1 + E_ABS_OFI] + floats[slot, F_DEPTH]
+        values[i, OFI_1] = floats[slot, F_EW1 + E_OFI] / scale if scale > 0.0 else 0.0
+        scale = floats[slot, F_EW2 + E_ABS_OFI] + floats[slot, F_DEPTH]
+        values[i, OFI_2] = floats[slot, F_EW2 + E_OFI] / scale if scale > 0.0 else 0.0
         buys_short = float((a >> A_BUY) & 0xFF)
         sells_short = float((a >> A_SELL) & 0xFF)
-        x[TRADE_SHARE] = trades * per_event
-        x[TRADE_SIGN_IMBALANCE] = (buys_short - sells_short) / max(trades, 1.0)
+        values[i, TRADE_SHARE] = trades * per_event
+        values[i, TRADE_SIGN_IMBALANCE] = (buys_short - sells_short) / max(trades, 1.0)
         traded = float(narrow[S_VOLUME])
-        x[SIGNED_VOLUME_SHORT] = float(narrow[S_SIGNED]) / traded if traded > 0.0 else 0.0
-        scale = f[F_EW2 + E_VOLUME] + mean_trade
-        x[SIGNED_VOLUME_2] = f[F_EW2 + E_SIGNED] / scale if scale > 0.0 else 0.0
-        x[VOLUME] = traded * per_trade
-        x[LARGEST_TRADE] = float(narrow[S_VOLUME_MAX]) * per_trade
-        x[TRADE_SIZE_Z] = size_z
-        count1 = f[F_EW1 + E_BUYS] + f[F_EW1 + E_SELLS]
-        count2 = f[F_EW2 + E_BUYS] + f[F_EW2 + E_SELLS]
-        x[TRADE_RATE_1] = contrast(count1, f[F_TRADES] * half1, 1.0)
-        x[TRADE_RATE_2] = contrast(count2, f[F_TRADES] * half2, 1.0)
-        traded = f[F_EW3 + G_VOLUME]
-        x[VWAP_DEVIATION] = (
-            (ref - f[F_EW3 + G_PRICE_VOLUME] / traded) * per_price if traded > TINY else 0.0
+        values[i, SIGNED_VOLUME_SHORT] = float(narrow[S_SIGNED]) / traded if traded > 0.0 else 0.0
+        scale = floats[slot, F_EW2 + E_VOLUME] + mean_trade
+        values[i, SIGNED_VOLUME_2] = floats[slot, F_EW2 + E_SIGNED] / scale if scale > 0.0 else 0.0
+        values[i, VOLUME] = traded * per_trade
+        values[i, LARGEST_TRADE] = float(narrow[S_VOLUME_MAX]) * per_trade
+        values[i, TRADE_SIZE_Z] = size_z
+        count1 = floats[slot, F_EW1 + E_BUYS] + floats[slot, F_EW1 + E_SELLS]
+        count2 = floats[slot, F_EW2 + E_BUYS] + floats[slot, F_EW2 + E_SELLS]
+        values[i, TRADE_RATE_1] = contrast(count1, floats[slot, F_TRADES] * half1, 1.0)
+        values[i, TRADE_RATE_2] = contrast(count2, floats[slot, F_TRADES] * half2, 1.0)
+        traded = floats[slot, F_EW3 + G_VOLUME]
+        values[i, VWAP_DEVIATION] = (
+            (ref - floats[slot, F_EW3 + G_PRICE_VOLUME] / traded) * per_price
+            if traded > TINY
+            else 0.0
         )
-        scale = f[F_EW3 + G_SIGNED2] + mean_trade * mean_trade
-        x[KYLE_LAMBDA] = (
-            f[F_EW3 + G_MOVE_SIGNED] / scale * mean_trade * per_price if scale > 0.0 else 0.0
+        scale = floats[slot, F_EW3 + G_SIGNED2] + mean_trade * mean_trade
+        values[i, KYLE_LAMBDA] = (
+            floats[slot, F_EW3 + G_MOVE_SIGNED] / scale * mean_trade * per_price
+            if scale > 0.0
+            else 0.0
         )
-        x[AMIHUD] = (
-            f[F_EW2 + E_ABS_R] * per_return / (f[F_EW2 + E_VOLUME] * per_trade + 1.0)
+        values[i, AMIHUD] = (
+            floats[slot, F_EW2 + E_ABS_R]
+            * per_return
+            / (floats[slot, F_EW2 + E_VOLUME] * per_trade + 1.0)
             if per_trade > 0.0
             else 0.0
         )
@@ -1081,107 +1156,129 @@ def update_ticks(
         # --- arrivals -------------------------------------------------------------------------
         floor = WAIT_FLOOR * mean_wait
         if mean_wait > 0.0:
-            x[INTER_ARRIVAL] = contrast(waited, mean_wait, floor)
-            x[INTER_ARRIVAL_MEAN] = contrast(wide[W_DT] * per_event, mean_wait, floor)
+            values[i, INTER_ARRIVAL] = contrast(waited, mean_wait, floor)
+            values[i, INTER_ARRIVAL_MEAN] = contrast(wide[W_DT] * per_event, mean_wait, floor)
         else:
-            x[INTER_ARRIVAL] = 0.0
-            x[INTER_ARRIVAL_MEAN] = 0.0
+            values[i, INTER_ARRIVAL] = 0.0
+            values[i, INTER_ARRIVAL_MEAN] = 0.0
         mean = wide[W_DT] * per_event
         variance = wide[W_DT2] * per_event - mean * mean
-        x[INTER_ARRIVAL_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
-        n1 = f[F_EW1 + E_N]
-        n2 = f[F_EW2 + E_N]
-        x[MESSAGE_RATE_0] = contrast(f[F_FAST], per_wait / rates[0], 1.0)
-        x[MESSAGE_RATE_1] = contrast(n1, half1, 1.0)
-        x[MESSAGE_RATE_2] = contrast(n2, half2, 1.0)
-        x[BURST_RATIO] = contrast(n1, f[F_EW3 + G_N] * (rates[3] / rates[1]), 1.0)
+        values[i, INTER_ARRIVAL_CV] = math.sqrt(max(variance, 0.0)) / mean if mean > 0.0 else 0.0
+        n1 = floats[slot, F_EW1 + E_N]
+        n2 = floats[slot, F_EW2 + E_N]
+        values[i, MESSAGE_RATE_0] = contrast(floats[slot, F_FAST], per_wait / rates[0], 1.0)
+        values[i, MESSAGE_RATE_1] = contrast(n1, half1, 1.0)
+        values[i, MESSAGE_RATE_2] = contrast(n2, half2, 1.0)
+        values[i, BURST_RATIO] = contrast(
+            n1, floats[slot, F_EW3 + G_N] * (rates[3] / rates[1]), 1.0
+        )
 
         # --- cancels, changes, flips ----------------------------------------------------------
         bid_c = float((a >> A_BID_CANCEL) & 0xFF)
         ask_c = float((a >> A_ASK_CANCEL) & 0xFF)
-        x[ADD_SHARE] = float((a >> A_ADD) & 0xFF) * per_event
-        x[BID_CANCEL_SHARE] = bid_c * per_event
-        x[ASK_CANCEL_SHARE] = ask_c * per_event
-        x[CANCEL_TO_TRADE] = contrast(bid_c + ask_c, trades, 1.0)
-        count1 = f[F_EW1 + E_BID_CANCELS] + f[F_EW1 + E_ASK_CANCELS]
-        count2 = f[F_EW2 + E_BID_CANCELS] + f[F_EW2 + E_ASK_CANCELS]
-        x[CANCEL_RATE_1] = contrast(count1, f[F_CANCELS] * half1, 1.0)
-        x[CANCEL_RATE_2] = contrast(count2, f[F_CANCELS] * half2, 1.0)
-        x[CANCEL_IMBALANCE] = (bid_c - ask_c) / max(bid_c + ask_c, 1.0)
-        x[CANCELLED_VOLUME] = float(narrow[S_CANCELLED]) * per_depth
-        x[LARGEST_CANCEL] = float(narrow[S_CANCELLED_MAX]) * per_depth
-        x[BID_CANCEL_X_BUY] = math.sqrt(bid_c * buys_short) * per_event
-        x[ASK_CANCEL_X_SELL] = math.sqrt(ask_c * sells_short) * per_event
+        values[i, ADD_SHARE] = float((a >> A_ADD) & 0xFF) * per_event
+        values[i, BID_CANCEL_SHARE] = bid_c * per_event
+        values[i, ASK_CANCEL_SHARE] = ask_c * per_event
+        values[i, CANCEL_TO_TRADE] = contrast(bid_c + ask_c, trades, 1.0)
+        count1 = floats[slot, F_EW1 + E_BID_CANCELS] + floats[slot, F_EW1 + E_ASK_CANCELS]
+        count2 = floats[slot, F_EW2 + E_BID_CANCELS] + floats[slot, F_EW2 + E_ASK_CANCELS]
+        values[i, CANCEL_RATE_1] = contrast(count1, floats[slot, F_CANCELS] * half1, 1.0)
+        values[i, CANCEL_RATE_2] = contrast(count2, floats[slot, F_CANCELS] * half2, 1.0)
+        values[i, CANCEL_IMBALANCE] = (bid_c - ask_c) / max(bid_c + ask_c, 1.0)
+        values[i, CANCELLED_VOLUME] = float(narrow[S_CANCELLED]) * per_depth
+        values[i, LARGEST_CANCEL] = float(narrow[S_CANCELLED_MAX]) * per_depth
+        values[i, BID_CANCEL_X_BUY] = math.sqrt(bid_c * buys_short) * per_event
+        values[i, ASK_CANCEL_X_SELL] = math.sqrt(ask_c * sells_short) * per_event
         bid_up = float((b >> B_BID_UP) & 0xFF)
         bid_down = float((b >> B_BID_DOWN) & 0xFF)
         ask_up = float((b >> B_ASK_UP) & 0xFF)
         ask_down = float((b >> B_ASK_DOWN) & 0xFF)
-        x[BID_CHANGES] = (bid_up + bid_down) * per_event
-        x[ASK_CHANGES] = (ask_up + ask_down) * per_event
-        x[BID_FLIPS] = float((b >> B_BID_FLIP) & 0xFF) * per_event
-        x[ASK_FLIPS] = float((b >> B_ASK_FLIP) & 0xFF) * per_event
-        x[BID_IMPROVEMENT] = (bid_up - bid_down) * per_event
-        x[ASK_IMPROVEMENT] = (ask_down - ask_up) * per_event
-        x[FLIP_SHARE] = f[F_EW2 + E_FLIPS] / n2
+        values[i, BID_CHANGES] = (bid_up + bid_down) * per_event
+        values[i, ASK_CHANGES] = (ask_up + ask_down) * per_event
+        values[i, BID_FLIPS] = float((b >> B_BID_FLIP) & 0xFF) * per_event
+        values[i, ASK_FLIPS] = float((b >> B_ASK_FLIP) & 0xFF) * per_event
+        values[i, BID_IMPROVEMENT] = (bid_up - bid_down) * per_event
+        values[i, ASK_IMPROVEMENT] = (ask_down - ask_up) * per_event
+        values[i, FLIP_SHARE] = floats[slot, F_EW2 + E_FLIPS] / n2
 
         # --- feed latency ---------------------------------------------------------------------
         received = words[i, 4]
-        x[FEED_LATENCY] = 0.0
+        values[i, FEED_LATENCY] = 0.0
         if received > 0:
             latency = SECOND * max(float(received) - float(ts), 0.0)
-            x[FEED_LATENCY] = latency * inverse(f[F_LATENCY])
-            observe(f, F_LATENCY, latency, most)
+            values[i, FEED_LATENCY] = latency * inverse(floats[slot, F_LATENCY])
+            known = min(floats[slot, F_LATENCY + 1] + 1.0, most)
+            floats[slot, F_LATENCY + 1] = known
+            floats[slot, F_LATENCY] = observed(floats[slot, F_LATENCY], latency, known)
 
-        compress(x, bounded, scratch, bits, values[i])
         ready[i] = events >= par[P_WARMUP] and count == short
         quality[i] = flag
         slots[i] = slot
 
         # --- slow scales after this tick ------------------------------------------------------
         if two_sided and spread > 0.0:
-            observe(f, F_SPREAD, spread, most)
+            known = min(floats[slot, F_SPREAD + 1] + 1.0, most)
+            floats[slot, F_SPREAD + 1] = known
+            floats[slot, F_SPREAD] = observed(floats[slot, F_SPREAD], spread, known)
         if two_sided and depth > 0.0:
-            observe(f, F_DEPTH, 0.5 * depth, most)
+            known = min(floats[slot, F_DEPTH + 1] + 1.0, most)
+            floats[slot, F_DEPTH + 1] = known
+            floats[slot, F_DEPTH] = observed(floats[slot, F_DEPTH], 0.5 * depth, known)
         if had_ref:
             if move != 0.0:
-                observe(f, F_MOVE, abs(move), most)
+                known = min(floats[slot, F_MOVE + 1] + 1.0, most)
+                floats[slot, F_MOVE + 1] = known
+                floats[slot, F_MOVE] = observed(floats[slot, F_MOVE], abs(move), known)
             if r2 > 0.0:
-                observe(f, F_R2, r2, most)
-            share(f, F_MOVING, 1.0 if r2 > 0.0 else 0.0, most)
+                known = min(floats[slot, F_R2 + 1] + 1.0, most)
+                floats[slot, F_R2 + 1] = known
+                floats[slot, F_R2] = observed(floats[slot, F_R2], r2, known)
+            known = min(floats[slot, F_MOVING + 1] + 1.0, most)
+            floats[slot, F_MOVING + 1] = known
+            floats[slot, F_MOVING] += ((1.0 if r2 > 0.0 else 0.0) - floats[slot, F_MOVING]) / known
         if not fresh:
             if wait > 0:
-                observe(f, F_DT, dt, most)
-            share(f, F_WAITING, 1.0 if wait > 0 else 0.0, most)
-        share(f, F_TRADES, 1.0 if is_trade else 0.0, most)
-        share(f, F_CANCELS, cancels, most)
+                known = min(floats[slot, F_DT + 1] + 1.0, most)
+                floats[slot, F_DT + 1] = known
+                floats[slot, F_DT] = observed(floats[slot, F_DT], dt, known)
+            known = min(floats[slot, F_WAITING + 1] + 1.0, most)
+            floats[slot, F_WAITING + 1] = known
+            floats[slot, F_WAITING] += (
+                (1.0 if wait > 0 else 0.0) - floats[slot, F_WAITING]
+            ) / known
+        known = min(floats[slot, F_TRADES + 1] + 1.0, most)
+        floats[slot, F_TRADES + 1] = known
+        floats[slot, F_TRADES] += ((1.0 if is_trade else 0.0) - floats[slot, F_TRADES]) / known
+        known = min(floats[slot, F_CANCELS + 1] + 1.0, most)
+        floats[slot, F_CANCELS + 1] = known
+        floats[slot, F_CANCELS] += (bid_cancel + ask_cancel - floats[slot, F_CANCELS]) / known
         if is_trade:
-            observe(f, F_TRADE, volume, most)
-            deviation = log_size - f[F_LOG_SIZE]
-            fade = 1.0 / f[F_TRADE + 1]
-            f[F_LOG_SIZE] += fade * deviation
-            f[F_LOG_SIZE + 1] = (1.0 - fade) * (f[F_LOG_SIZE + 1] + fade * deviation * deviation)
+            known = min(floats[slot, F_TRADE + 1] + 1.0, most)
+            floats[slot, F_TRADE + 1] = known
+            floats[slot, F_TRADE] = observed(floats[slot, F_TRADE], volume, known)
+            deviation = log_size - floats[slot, F_LOG_SIZE]
+            fade = 1.0 / known
+            floats[slot, F_LOG_SIZE] += fade * deviation
+            floats[slot, F_LOG_SIZE + 1] = (1.0 - fade) * (
+                floats[slot, F_LOG_SIZE + 1] + fade * deviation * deviation
+            )
+    compress(values, TICK_HEAVY)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def spread_out(row, at, x, count):
-    """Take `x` into the mean and variance at `row[at]`: of the first `count`, then fading."""
-    fade = 1.0 / count
-    deviation = x - row[at]
-    row[at] += fade * deviation
-    row[at + 1] = (1.0 - fade) * (row[at + 1] + fade * deviation * deviation)
+def update_column(
+    floats, slot, at, x, since, count, position, short, long_window, most, values, i, first, rank
+):
+    """Update one column of one instrument with `x`, and write its outputs.
 
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def update_column(f, at, x, since, count, position, short, long_window, most, out):
-    """Update one column of one instrument with `x`, and write its nine outputs.
-
-    `count` values lie in the ring, the next goes to `position`; this is the `since`-th value
-    since the windows began.
+    The column's state begins at `floats[slot, at]`; `count` values lie in its ring, the next goes
+    to `position`; `since` counts the values since the windows began, this one included.
     """
-    known = f[at + C_SLOW + 2]
-    level = f[at + C_SLOW] if known > 0.0 else x
-    sd = math.sqrt(f[at + C_SLOW + 1])
-    scale = max(max(sd, SD_FLOOR * abs(level)), TINY)
+    slow = at + C_SLOW
+    known = floats[slot, slow + 2]
+    level = floats[slot, slow] if known > 0.0 else x
+    sd = math.sqrt(floats[slot, slow + 1])
+    scale = max(sd, SD_FLOOR * abs(level), TINY)
     clipped = x
     if known >= 16.0 and sd > 0.0:
         clipped = min(max(x, level - OUTLIER * sd), level + OUTLIER * sd)
@@ -1189,47 +1286,58 @@ def update_column(f, at, x, since, count, position, short, long_window, most, ou
     highest = x
     lowest = x
     below = 0.0
-    total = x
     ring = at + COLUMN_STATE
     for k in range(count):
-        value = f[ring + k]
-        highest = max(highest, value) if k > 0 else value
-        lowest = min(lowest, value) if k > 0 else value
+        value = floats[slot, ring + k]
+        highest = value if k == 0 or value > highest else highest
+        lowest = value if k == 0 or value < lowest else lowest
         below += 1.0 if value < x else 0.5 if value == x else 0.0
-    f[ring + position] = x
+    floats[slot, ring + position] = x
     held = min(count + 1, short)
-    total = 0.0
+    mean = 0.0
     for k in range(held):
-        total += f[ring + k]
-    mean = total / held
-    squares = 0.0
+        mean += floats[slot, ring + k] / held
+    variance = 0.0
     for k in range(held):
-        squares += (f[ring + k] - mean) * (f[ring + k] - mean)
-    change = x - f[at + C_LAST] if since > 1 else 0.0
-    f[at + C_LAST] = x
-    spread_out(f, at + C_LONG, clipped, float(min(since, long_window)))
+        deviation = floats[slot, ring + k] - mean
+        variance += deviation * deviation / held
+    change = x - floats[slot, at + C_LAST] if since > 1 else 0.0
+    floats[slot, at + C_LAST] = x
+    fade = 1.0 / min(since, long_window)
+    deviation = clipped - floats[slot, at + C_LONG]
+    long_mean = floats[slot, at + C_LONG] + fade * deviation
+    long_variance = (1.0 - fade) * (floats[slot, at + C_LONG + 1] + fade * deviation * deviation)
+    floats[slot, at + C_LONG] = long_mean
+    floats[slot, at + C_LONG + 1] = long_variance
 
-    step = f[at + C_CHANGE] if f[at + C_CHANGE] > 0.0 else scale
-    out[CHANGE] = change / step
-    out[LEVEL] = (x - level) / scale
-    out[SHORT_MEAN] = (mean - level) / scale
-    out[SHORT_SD] = contrast(math.sqrt(squares / held), scale, WAIT_FLOOR * scale)
-    out[LONG_MEAN] = (f[at + C_LONG] - level) / scale
-    out[LONG_SD] = contrast(math.sqrt(f[at + C_LONG + 1]), scale, WAIT_FLOOR * scale)
-    out[HIGH] = max(x - highest, 0.0) / scale
-    out[LOW] = max(lowest - x, 0.0) / scale
-    out[RANK] = 2.0 * below / count - 1.0 if count > 0 else 0.0
+    step = floats[slot, at + C_CHANGE]
+    floor = WAIT_FLOOR * scale
+    values[i, first + CHANGE] = change / (step if step > 0.0 else scale)
+    values[i, first + LEVEL] = (x - level) / scale
+    values[i, first + SHORT_MEAN] = (mean - level) / scale
+    values[i, first + SHORT_SD] = contrast(math.sqrt(variance), scale, floor)
+    values[i, first + LONG_MEAN] = (long_mean - level) / scale
+    values[i, first + LONG_SD] = contrast(math.sqrt(long_variance), scale, floor)
+    values[i, first + HIGH] = max(x - highest, 0.0) / scale
+    values[i, first + LOW] = max(lowest - x, 0.0) / scale
+    values[i, rank] = 2.0 * below / count - 1.0 if count > 0 else 0.0
 
     known = min(known + 1.0, most)
-    f[at + C_SLOW + 2] = known
-    spread_out(f, at + C_SLOW, clipped, known)
+    floats[slot, slow + 2] = known
+    fade = 1.0 / known
+    deviation = clipped - floats[slot, slow]
+    floats[slot, slow] += fade * deviation
+    variance = floats[slot, slow + 1] + fade * deviation * deviation
+    floats[slot, slow + 1] = (1.0 - fade) * variance
     if change != 0.0:
-        observe(f, at + C_CHANGE, abs(change), most)
+        known = min(floats[slot, at + C_CHANGE + 1] + 1.0, most)
+        floats[slot, at + C_CHANGE + 1] = known
+        floats[slot, at + C_CHANGE] = observed(step, abs(change), known)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def update_vectors(
-    data, in_keys, in_ts, par, bounded, floats, ints, keys, table, links, head,
+    data, in_keys, in_ts, par, floats, ints, keys, table, links, head,
     values, ready, quality, slots,
 ):  # fmt: skip
     """Update the state with `n` vectors of C columns and write their features.
@@ -1238,14 +1346,11 @@ def update_vectors(
     ----------
     data : (n, C) float32
     in_keys, in_ts : (n,) int64
-    par, bounded, floats, ints, keys, table, links, head, values, ready, quality, slots
+    par, floats, ints, keys, table, links, head, values, ready, quality, slots
         As in `update_ticks`.
     """
     columns = data.shape[1]
-    outputs = bounded.shape[0]
-    x = np.zeros(outputs)
-    scratch = np.empty((2, outputs))
-    bits = scratch.view(np.int64)
+    heavy = VECTOR_OUTPUTS + columns * COLUMN_OUTPUTS
     short = par[P_SHORT]
     most = float(par[P_SLOW])
     width = COLUMN_STATE + short
@@ -1262,7 +1367,7 @@ def update_vectors(
             quality[i] = reason
             ready[i] = False
             slots[i] = -1
-            values[i, :] = np.float32(0.0)
+            values[i, :] = ZERO
             continue
         key = in_keys[i]
         slot = find(key, table, keys)
@@ -1273,47 +1378,51 @@ def update_vectors(
         touch(slot, links)
         wait, late = arrive(ts, slot, ints, floats, par)
         fresh = wait < 0
-        f = floats[slot]
-        state = ints[slot]
         if fresh:
-            state[I_COUNT] = 0
-            state[I_POS] = 0
-            state[I_FAR_LATE] = 0
-            state[I_SINCE] = 0
+            ints[slot, I_COUNT] = 0
+            ints[slot, I_POS] = 0
+            ints[slot, I_FAR_LATE] = 0
+            ints[slot, I_SINCE] = 0
             wait = np.int64(0)
-        events = state[I_EVENTS] + 1
-        state[I_EVENTS] = events
-        state[I_SINCE] += 1
-        count = state[I_COUNT]
-        at = state[I_POS]
+        events = ints[slot, I_EVENTS] + 1
+        ints[slot, I_EVENTS] = events
+        ints[slot, I_SINCE] += 1
+        count = ints[slot, I_COUNT]
+        at = ints[slot, I_POS]
 
         for c in range(columns):
-            first = VECTOR_OUTPUTS + c * COLUMN_OUTPUTS
             update_column(
-                f, V_RING + short + c * width, float(data[i, c]), state[I_SINCE], count, at,
-                short, par[P_LONG], most, x[first : first + COLUMN_OUTPUTS],
+                floats, slot, V_RING + short + c * width, float(data[i, c]), ints[slot, I_SINCE],
+                count, at, short, par[P_LONG], most,
+                values, i, VECTOR_OUTPUTS + c * COLUMN_OUTPUTS, heavy + c,
             )  # fmt: skip
 
-        mean_wait = f[V_DT] * f[V_WAITING]
+        mean_wait = floats[slot, V_DT] * floats[slot, V_WAITING]
         dt = SECOND * float(wait)
-        f[V_RING + at] = mean_wait if fresh else dt
+        waited = mean_wait if fresh else dt
+        floats[slot, V_RING + at] = waited
         count = min(count + 1, short)
         total = 0.0
         for k in range(count):
-            total += f[V_RING + k]
-        x[0] = 0.0
-        x[1] = 0.0
+            total += floats[slot, V_RING + k]
+        values[i, 0] = ZERO
+        values[i, 1] = ZERO
         if mean_wait > 0.0:
-            x[0] = contrast(f[V_RING + at], mean_wait, WAIT_FLOOR * mean_wait)
-            x[1] = contrast(total / count, mean_wait, WAIT_FLOOR * mean_wait)
-        state[I_COUNT] = count
-        state[I_POS] = at + 1 if at + 1 < short else 0
+            values[i, 0] = contrast(waited, mean_wait, WAIT_FLOOR * mean_wait)
+            values[i, 1] = contrast(total / count, mean_wait, WAIT_FLOOR * mean_wait)
+        ints[slot, I_COUNT] = count
+        ints[slot, I_POS] = at + 1 if at + 1 < short else 0
         if not fresh:
             if wait > 0:
-                observe(f, V_DT, dt, most)
-            share(f, V_WAITING, 1.0 if wait > 0 else 0.0, most)
+                known = min(floats[slot, V_DT + 1] + 1.0, most)
+                floats[slot, V_DT + 1] = known
+                floats[slot, V_DT] = observed(floats[slot, V_DT], dt, known)
+            known = min(floats[slot, V_WAITING + 1] + 1.0, most)
+            floats[slot, V_WAITING + 1] = known
+            waiting = 1.0 if wait > 0 else 0.0
+            floats[slot, V_WAITING] += (waiting - floats[slot, V_WAITING]) / known
 
-        compress(x, bounded, scratch, bits, values[i])
         ready[i] = events >= par[P_WARMUP] and count == short
         quality[i] = Q_LATE if late else 0
         slots[i] = slot
+    compress(values, heavy)
