@@ -33,6 +33,7 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from detector.errors import RefusedError
 from detector.features import FeatureSpec
 from detector.model import Combination, Normaliser, TwoStageModel
 from detector.network import weight_shapes
@@ -58,7 +59,7 @@ Text = Annotated[str, Field(min_length=1, max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class ArtifactError(Exception):
+class ArtifactError(RefusedError):
     """A model folder cannot be used: which file, what was found, what was expected, what to do."""
 
 

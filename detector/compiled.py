@@ -80,12 +80,12 @@ def _keep_freed_memory() -> None:
 class CompiledForward:
     """Both stages for exactly `size` rows, with the input buffer they read from.
 
-    Fill `buffer` `(size, F)` and call: the result is `(2, size)` float32 errors of stage 1 and 2,
-    or with `latent` those and the `(size, L)` latent.
+    Fill `buffer` `(size, F)` and call: the result is `(2, size)` float32 errors of stages 1 and 2,
+    and, where asked for, the `(size, L)` latent.
     """
 
     def __init__(
-        self, arrays: Mapping[str, Float32], features: int, size: int, *, latent: bool, threads: int
+        self, arrays: Mapping[str, Float32], features: int, size: int, threads: int
     ) -> None:
         tf = load_tensorflow(threads)
         from keras import ops  # noqa: PLC0415
@@ -95,17 +95,17 @@ class CompiledForward:
         self._input = _alias(tf, self.buffer)
         constants = {name: tf.constant(array) for name, array in arrays.items()}
 
-        def both(x: Tensor) -> tuple[Tensor, ...]:
-            stage1, stage2, code = errors(ops, constants, x)
-            both_errors = ops.stack([stage1, stage2])
-            return (both_errors, code) if latent else (both_errors,)
+        def both(x: Tensor) -> tuple[Tensor, Tensor]:
+            stage1, stage2, latent = errors(ops, constants, x)
+            return ops.stack([stage1, stage2]), latent
 
         signature = tf.TensorSpec((size, features), tf.float32)
         self._function = tf.function(both, jit_compile=False).get_concrete_function(signature)
 
-    def __call__(self) -> tuple[Float32, ...]:
+    def __call__(self, *, latent: bool = False) -> tuple[Float32, Float32 | None]:
         """Run on the buffer's present contents."""
-        return tuple(result.numpy() for result in self._function(self._input))
+        found, code = self._function(self._input)
+        return found.numpy(), code.numpy() if latent else None
 
 
 def aligned_zeros(rows: int, columns: int) -> Float32:

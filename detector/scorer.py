@@ -138,7 +138,7 @@ class TwoStageScorer:
         self._normalise = ZScores(model.normaliser, self._folded.gain, self._folded.shift)
         self._sizes = sizes
         self._threads = threads
-        self._compiled: dict[tuple[int, bool], CompiledForward] = {}
+        self._compiled: dict[int, CompiledForward] = {}
 
     def warm(self) -> None:
         """Trace, compile and run every size, so that no later call has to."""
@@ -181,15 +181,15 @@ class TwoStageScorer:
         for start in range(0, n, self._sizes[-1]):
             stop = min(start + self._sizes[-1], n)
             part = slice(start, stop)
-            compiled = self._compiled_for(stop - start, latent is not None)
+            compiled = self._compiled_for(stop - start)
             self._normalise(
                 values[part], keys[part], ready[part], compiled.buffer, rows[part], excess[part]
             )
-            result = compiled()
-            found[:, part] = result[0][:, : stop - start]
-            if latent is not None:
-                unscaled = result[1][: stop - start]
-                latent[part] = unscaled * self._folded.latent_gain + self._folded.latent_shift
+            both, code = compiled(latent=latent is not None)
+            found[:, part] = both[:, : stop - start]
+            if latent is not None and code is not None:
+                code = code[: stop - start]
+                latent[part] = code * self._folded.latent_gain + self._folded.latent_shift
         if not ready.all():
             found[:, ~ready] = np.nan
             if latent is not None:
@@ -221,14 +221,14 @@ class TwoStageScorer:
             stage2_share=np.divide(part2, score, out=np.zeros(m), where=score > 0),
         )
 
-    def _compiled_for(self, rows: int, latent: bool) -> CompiledForward:
+    def _compiled_for(self, rows: int) -> CompiledForward:
         size = next(size for size in self._sizes if size >= rows)
-        if (size, latent) not in self._compiled:
+        if size not in self._compiled:
             features = self.model.normaliser.centre.shape[1]
-            self._compiled[size, latent] = CompiledForward(
-                self._folded.arrays, features, size, latent=latent, threads=self._threads
+            self._compiled[size] = CompiledForward(
+                self._folded.arrays, features, size, self._threads
             )
-        return self._compiled[size, latent]
+        return self._compiled[size]
 
 
 class Scorer:

@@ -35,8 +35,11 @@ LEAST_LATER: Final = 10
 _SCORING = threading.Lock()
 
 
-class TwoStageDetector(  # type: ignore[misc]  # scikit-learn carries no types
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator
+class TwoStageDetector(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]  # scikit-learn carries no types
+    TransformerMixin,  # type: ignore[misc]
+    OutlierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
 ):
     """Outlier detector: an autoencoder of z-scores, then one of the first one's latent.
 

@@ -34,10 +34,10 @@ from detector.network import (
     OUTPUT,
     RESIDUAL_FLOOR,
     Tensor,
+    errors,
     fold,
     forward,
 )
-from detector.scorer import TwoStageScorer
 from training.datasets import Rows, TooFewRowsError
 
 Float32 = npt.NDArray[np.float32]
@@ -179,7 +179,7 @@ def fit_two_stage(
     )
     weights = _weights(stage1, stage2, centre, scale)
     _scale_residuals(weights, rows, normaliser)
-    combination = _combination(TwoStageModel(normaliser, weights, Combination()), rows, recipe)
+    combination = _combination(weights, rows, normaliser, recipe)
     return Fitted(TwoStageModel(normaliser, weights, combination), history1, history2)
 
 
@@ -373,8 +373,8 @@ class _Stage:
 
         @tf.function(input_signature=signature)
         def measure(chunk: Tensor) -> Tensor:
-            errors = ops.mean(ops.square(model(chunk, training=False) - chunk), axis=1)
-            return ops.sum(errors)
+            squares = ops.square(model(chunk, training=False) - chunk)
+            return ops.sum(ops.mean(squares, axis=1))
 
         return learn, measure
 
@@ -456,20 +456,17 @@ def _scale_residuals(
         weights[f"{name}.residual_sd"] = np.maximum(rms, RESIDUAL_FLOOR).astype(np.float32)
 
 
-def _combination(model: TwoStageModel, rows: Rows, recipe: Recipe) -> Combination:
+def _combination(
+    weights: Mapping[str, npt.NDArray[Any]], rows: Rows, normaliser: Normaliser, recipe: Recipe
+) -> Combination:
     """Weights of both errors: their inverse medians over training rows, or plainly 1."""
     if recipe.combination == "sum":
         return Combination(1.0, 1.0)
-    medians = np.median(errors_of(model, rows.thinned(MEDIAN_ROWS)), axis=1)
-    weights = np.divide(1.0, medians, out=np.ones(2), where=medians > 0)
-    return Combination(float(weights[0]), float(recipe.stage2_weight * weights[1]))
-
-
-def errors_of(model: TwoStageModel, rows: Rows) -> Float64:
-    """`(2, n)` float64 errors of both stages, by the detector's own scorer."""
-    scorer = TwoStageScorer(model)
+    folded = fold(weights)
     found = [
-        scorer.errors(values, keys, np.ones(len(keys), np.bool_))[0]
-        for values, keys in rows.chunks()
+        errors(np, folded.arrays, z * folded.gain + folded.shift)[:2]
+        for z in rows.thinned(MEDIAN_ROWS).normalised(normaliser)
     ]
-    return np.concatenate(found, axis=1) if found else np.empty((2, 0))
+    medians = np.median(np.concatenate(found, axis=1), axis=1).astype(np.float64)
+    scales = np.divide(1.0, medians, out=np.ones(2), where=medians > 0)
+    return Combination(float(scales[0]), float(recipe.stage2_weight * scales[1]))

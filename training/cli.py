@@ -1,0 +1,317 @@
+"""`tapewatch train | score | model`: parse, call, print. Heavy imports only inside the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from detector.errors import FailedError, RefusedError
+
+if TYPE_CHECKING:
+    from detector.artifact import Artifact
+    from detector.offline import Files
+
+out = Console()
+err = Console(stderr=True)
+
+model_app = typer.Typer(help="Show or verify a model folder.", no_args_is_help=True)
+
+Ticks = Annotated[
+    list[Path], typer.Option("--ticks", help="Tick files; more may follow, or repeat the option.")
+]
+MoreTicks = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", show_default=False)]
+FileFormatOption = Annotated[
+    str | None, typer.Option("--format", help="Format of the files; else told by their names.")
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="The files hold vectors: their columns, by comma, or all."),
+]
+Symbol = Annotated[str | None, typer.Option(help="Name of the instrument in the files.")]
+Since = Annotated[str | None, typer.Option("--from", help="First event time, ISO 8601, inclusive.")]
+Until = Annotated[str | None, typer.Option("--until", help="Last event time, ISO 8601, exclusive.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the offline commands to the command line."""
+    app.command()(train)
+    app.command()(score)
+    app.add_typer(model_app, name="model")
+
+
+def train(
+    ticks: Ticks,
+    model: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+    more: MoreTicks = None,
+    file_format: FileFormatOption = None,
+    columns: Columns = None,
+    symbol: Symbol = None,
+    since: Since = None,
+    until: Until = None,
+    train_fraction: Annotated[
+        float, typer.Option(help="Share of the ready ticks, by event time, to train on.")
+    ] = 0.6,
+    calibration_fraction: Annotated[
+        float, typer.Option(help="Share after it for the thresholds; the rest is for testing.")
+    ] = 0.2,
+    train_until: Annotated[
+        str | None, typer.Option(help="Event time at which training ends, ISO 8601.")
+    ] = None,
+    gap_s: Annotated[
+        float, typer.Option("--gap", min=0, help="Seconds left out after each boundary.")
+    ] = 60.0,
+    quantile: Annotated[
+        float, typer.Option(help="Share of ordinary ticks that stay below the threshold.")
+    ] = 0.999,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data, at most.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Makes it repeatable.")] = 0,
+    version: Annotated[str | None, typer.Option(help="Name of the model; else the time.")] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for rows while training; else the system's.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train both autoencoders on ordinary ticks and write a model folder.
+
+    Example: tapewatch train --ticks monday.dbn.zst tuesday.dbn.zst --out model
+    """
+    from training.datasets import Split  # noqa: PLC0415
+    from training.train import Options  # noqa: PLC0415
+    from training.train import train as run  # noqa: PLC0415
+
+    files = _files(ticks, more, file_format, columns, symbol, since, until)
+    if not 0 < quantile < 1:
+        raise RefusedError(f"--quantile is {quantile}; it must lie between 0 and 1, both exclusive")
+    try:
+        split = Split(
+            train_fraction,
+            calibration_fraction,
+            gap_s,
+            None if train_until is None else _time_ns(train_until, "--train-until"),
+        )
+    except ValueError as error:
+        raise RefusedError(f"--train-fraction, --calibration-fraction: {error}") from error
+    options = Options(split=split, quantile=quantile, seed=seed, epochs=epochs, version=version)
+    spec = files.spec()
+    with _bars() as bars:
+        artifact = run(
+            files.batches(spec),
+            spec,
+            model,
+            options,
+            sources=[path.name for path in files.paths],
+            progress=_TrainingBars(bars),
+            overwrite=overwrite,
+            scratch=scratch,
+        )
+    facts = _summary_of(model, artifact)
+    if as_json:
+        _print_json(facts)
+        return
+    parts, test = facts["summary"]["parts"], facts["summary"]["test"]
+    out.print(f"model {artifact.version} in {model}", highlight=False, markup=False)
+    out.print(
+        f"{parts['fit_rows']:,} ticks fitted, threshold {artifact.thresholds.pooled:.4g} from "
+        f"{parts['calibration_rows']:,} later ones, {100 * test.get('alarm_share', 0):.3f} % of "
+        f"{test['rows']:,} test ticks above it",
+        highlight=False,
+    )
+    out.print("pictures: training_curves.png, error_histograms.png", highlight=False)
+
+
+def score(
+    ticks: Ticks,
+    model: Annotated[Path, typer.Option(help="Model folder.")],
+    target: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    more: MoreTicks = None,
+    file_format: FileFormatOption = None,
+    symbol: Symbol = None,
+    since: Since = None,
+    until: Until = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score files as the daemon would, and write one row per tick to Parquet.
+
+    Example: tapewatch score --ticks wednesday.dbn.zst --model model --out scores.parquet
+    """
+    from detector.artifact import read_artifact  # noqa: PLC0415
+    from detector.offline import score_files  # noqa: PLC0415
+
+    artifact = read_artifact(model)
+    columns = ",".join(artifact.features.columns) or None
+    files = _files(ticks, more, file_format, columns, symbol, since, until)
+    with _bars() as bars:
+        task = bars.add_task("ticks", total=None)
+        done = score_files(artifact, files, target, lambda n: bars.advance(task, n))
+    if as_json:
+        _print_json({"out": str(target), **asdict(done)})
+        return
+    out.print(
+        f"{done.rows:,} ticks, {done.ready:,} scored, {done.anomalies:,} anomalous, "
+        f"{done.events.get('open', 0):,} episodes; {target}",
+        highlight=False,
+    )
+
+
+@model_app.command("show")
+def model_show(
+    model: Annotated[Path, typer.Argument(help="Model folder.")], as_json: AsJson = False
+) -> None:
+    """Show what a model is, what it was trained on, and its thresholds.
+
+    Example: tapewatch model show model
+    """
+    from detector.artifact import read_artifact  # noqa: PLC0415
+
+    artifact = read_artifact(model)
+    if as_json:
+        _print_json(_summary_of(model, artifact))
+        return
+    manifest = artifact.manifest
+    table = Table(show_header=False, box=None)
+    for section, values in (
+        ("", {"version": artifact.version, "hash": artifact.model_hash}),
+        ("features", {"fingerprint": manifest.features.fingerprint}),
+        ("architecture", manifest.architecture.model_dump()),
+        ("thresholds", manifest.thresholds.model_dump()),
+        ("training", manifest.training.model_dump()),
+        ("libraries", manifest.libraries),
+    ):
+        for name, value in values.items():
+            table.add_row(f"{section} {name}".strip(), str(value))
+    out.print(table, highlight=False)
+
+
+@model_app.command("verify")
+def model_verify(
+    model: Annotated[Path, typer.Argument(help="Model folder.")], as_json: AsJson = False
+) -> None:
+    """Check every hash, array and the features of a model folder; exit code 2 if anything is off.
+
+    Files that the manifest does not list are never opened by the daemon; here they are a failure.
+
+    Example: tapewatch model verify model
+    """
+    from detector.artifact import read_artifact, unlisted_files  # noqa: PLC0415
+
+    artifact = read_artifact(model)
+    if unlisted := unlisted_files(model, artifact.manifest):
+        raise FailedError(
+            f"{model}: files the manifest does not list: {', '.join(unlisted)}; remove them"
+        )
+    facts = {
+        "version": artifact.version,
+        "model_hash": artifact.model_hash,
+        "files": len(artifact.manifest.files) + 1,
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        out.print(
+            f"{model}: {facts['files']} files as written, version {artifact.version}, "
+            f"hash {artifact.model_hash}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class _TrainingBars:
+    """Progress of a training as bars: ticks, then epochs of each stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._ticks = bars.add_task("ticks", total=None)
+        self._stages: dict[int, Any] = {}
+
+    def features(self, rows: int, ready: int) -> None:  # noqa: ARG002 - what the protocol gives
+        """Count ticks."""
+        self._bars.advance(self._ticks, rows)
+
+    def epoch(self, stage: int, done: int, planned: int, error: float) -> None:
+        """Advance a stage's bar; its description carries the error."""
+        if stage not in self._stages:
+            self._stages[stage] = self._bars.add_task(f"stage {stage}", total=planned)
+        text = f"stage {stage}, error {error:.4f}"
+        self._bars.update(self._stages[stage], completed=done, description=text)
+
+    def step(self, name: str) -> None:
+        """Name what begins, once there are no more ticks to come."""
+        if name != "features":
+            self._bars.add_task(name, total=1, completed=1)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        yield bars
+
+
+def _files(
+    ticks: list[Path],
+    more: list[Path] | None,
+    file_format: str | None,
+    columns: str | None,
+    symbol: str | None,
+    since: str | None,
+    until: str | None,
+) -> Files:
+    from detector.offline import Files  # noqa: PLC0415
+    from detector.readers import FORMATS  # noqa: PLC0415
+
+    if file_format is not None and file_format not in FORMATS:
+        raise RefusedError(f"--format {file_format}: allowed are {', '.join(FORMATS)}")
+    return Files(
+        paths=(*ticks, *(more or ())),
+        format=next((known for known in FORMATS if known == file_format), None),
+        symbol=symbol,
+        columns=None if columns is None else tuple(columns.split(",")),
+        since=None if since is None else _time_ns(since, "--from"),
+        until=None if until is None else _time_ns(until, "--until"),
+    )
+
+
+def _time_ns(text: str, option: str) -> int:
+    """Read an ISO 8601 time, UTC where it names no zone, as ns since the epoch."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise RefusedError(
+            f"{option} {text}: not an ISO 8601 time such as 2014-05-02T12:30:00Z"
+        ) from error
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return (when - datetime(1970, 1, 1, tzinfo=UTC)) // when.resolution * 1_000
+
+
+def _summary_of(folder: Path, artifact: Artifact) -> dict[str, Any]:
+    from detector.artifact import SUMMARY  # noqa: PLC0415
+
+    return {
+        "model": str(folder),
+        "model_hash": artifact.model_hash,
+        "manifest": artifact.manifest.model_dump(mode="json"),
+        "summary": json.loads((folder / SUMMARY).read_bytes()),
+    }
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, sort_keys=True))
