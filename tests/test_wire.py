@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import databento_dbn
@@ -9,12 +10,15 @@ import numpy as np
 import orjson
 import pytest
 
+from detector.readers import PUBLISHER
 from detector.ticks import (
+    DROPPED,
     MBP1_RTYPE,
     TICK,
     TRADE,
     UNDEFINED_PRICE,
     UNDEFINED_TIME,
+    Quality,
     TickArray,
     TickBatch,
     VectorBatch,
@@ -30,6 +34,7 @@ from detector.wire import (
     encode_vector,
     make_decoder,
 )
+from tests.conftest import REPOSITORY
 from tests.golden_files import golden
 
 GOOD = encode_dbn(empty_ticks(2))
@@ -450,3 +455,34 @@ class TestMakeDecoder:
         """A vector message has one publisher."""
         with pytest.raises(ValueError, match="2 publishers"):
             encode_vector(np.array([0, 1 << 32]), np.zeros(2, np.int64), np.zeros((2, 1), "f4"))
+
+
+class TestDocument:
+    """`docs/input.md` and the code say the same."""
+
+    page = (REPOSITORY / "docs" / "input.md").read_text()
+
+    def test_every_reason_has_its_line(self) -> None:
+        """Each dead-letter reason is a row of the table, and no other is."""
+        section = self.page.split("## What is wrong with a message")[1].split("\n## ")[0]
+        assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted(REASONS)
+
+    def test_every_quality_flag_has_its_line(self) -> None:
+        """Each quality flag is named, on a row that says dropped exactly where it is dropped."""
+        section = self.page.split("## What is wrong with a tick")[1]
+        for flag in Quality:
+            (fate,) = re.findall(rf"^\|.*`{flag.label}`.* \| (\w+) \|", section, re.MULTILINE)
+            assert fate == ("dropped" if flag & DROPPED else "processed")
+
+    def test_the_example_is_a_tick(self) -> None:
+        """The JSON example of the page decodes to what it says."""
+        example = self.page.split("```json\n")[1].split("```")[0].encode()
+        tick = ticks_of(make_decoder("json").decode([example], [0], 0)).ticks[0]
+        assert tick["ts_event"] == 1_719_878_281_218_218_853
+        assert tick["price"] == tick["ask_px"] == 5_528_750_000_000
+
+    def test_publisher_ids_are_as_listed(self) -> None:
+        """The table of publisher ids is the readers'."""
+        assert sorted(map(int, re.findall(r"\| (600\d\d) \|", self.page))) == sorted(
+            PUBLISHER.values()
+        )
