@@ -135,6 +135,20 @@ class Health:
         self._brokers_up = sum(b.get("state") == "UP" and b.get("nodeid", -1) >= 0 for b in brokers)
 
 
+def consumer_settings(connection: Connection, group_id: str) -> dict[str, object]:
+    """Return how ticks are consumed; benchmarks read their ceilings with the same settings."""
+    return {
+        "auto.offset.reset": "earliest",
+        "partition.assignment.strategy": ConsumerProtocol,
+        "fetch.wait.max.ms": 50,
+        "queued.max.messages.kbytes": 65_536,
+        **connection.settings(),
+        "group.id": group_id,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+    }
+
+
 class TickConsumer:
     """A member of a consumer group that hands over messages partition by partition.
 
@@ -157,15 +171,8 @@ class TickConsumer:
         self._assigned: set[int] = set()
         self._commit_errors = 0
         self.waited_s = 0.0  # how long the first message of the last fetch waited for others
-        settings: dict[str, object] = {
-            "auto.offset.reset": "earliest",
-            "partition.assignment.strategy": ConsumerProtocol,
-            "fetch.wait.max.ms": 50,
-            "queued.max.messages.kbytes": 65_536,
-            **connection.settings(),
-            "group.id": group_id,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
+        settings = {
+            **consumer_settings(connection, group_id),
             "statistics.interval.ms": _STATISTICS_MS,
             "error_cb": self.health.on_error,
             "stats_cb": self.health.on_statistics,
