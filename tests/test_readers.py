@@ -25,6 +25,7 @@ from detector.readers import (
     merge_by_time,
     read_files,
     read_ticks,
+    read_vector_files,
     read_vectors,
     vector_columns,
     write_parquet,
@@ -590,6 +591,18 @@ class TestVectors:
         path.write_text("timestamp,value\n2014-04-01 00:05:00,1\n")
         with pytest.raises(ReaderError, match="column price is missing; it has timestamp, value"):
             list(read_vectors(path, columns=("price",)))
+
+    def test_several_files_are_merged(self, tmp_path: Path) -> None:
+        """Several files become one stream by time, each file an instrument of its own."""
+        one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+        one.write_text("time,a\n1,0.5\n4,1.5\n")
+        two.write_text("time,b,a\n1,9,2.5\n2,9,3.5\n")
+        batches = list(read_vector_files([one, two]))
+        assert np.concatenate([b.values for b in batches]).tolist() == [[0.5], [2.5], [3.5], [1.5]]
+        assert np.concatenate([b.ts_event for b in batches]).tolist() == [1, 1, 2, 4]
+        names = [batches[-1].symbols[key] for b in batches for key in b.keys.tolist()]
+        assert names == ["one", "two", "two", "one"]
+        assert np.concatenate([b.offsets for b in batches]).tolist() == [0, 1, 2, 3]
 
 
 class TestGuess:

@@ -22,7 +22,7 @@ from detector.readers.lobster import holds_lobster, read_lobster
 from detector.readers.merge import carry_books, merge_by_time
 from detector.readers.parquet import COLUMNS, read_parquet, write_parquet
 from detector.readers.vectors import read_vectors, vector_columns
-from detector.ticks import TickBatch
+from detector.ticks import TickBatch, VectorBatch
 
 FileFormat = Literal["dbn", "lobster", "parquet", "binance", "lean"]
 FORMATS: tuple[FileFormat, ...] = ("dbn", "lobster", "parquet", "binance", "lean")
@@ -45,6 +45,7 @@ __all__ = [
     "read_lobster",
     "read_parquet",
     "read_ticks",
+    "read_vector_files",
     "read_vectors",
     "vector_columns",
     "write_parquet",
@@ -116,6 +117,21 @@ def read_files(
         for path in trades_first
     ]
     return carry_books(merge_by_time(streams))
+
+
+def read_vector_files(
+    paths: Sequence[Path | str],
+    *,
+    columns: tuple[str, ...] | None = None,
+    symbol: str | None = None,
+) -> Iterator[VectorBatch]:
+    """Read vector files as one stream by event time, each file an instrument; see `read_vectors`.
+
+    `columns` None: the numeric columns of the first file, which all others need to have.
+    """
+    files = [Path(path) for path in paths]
+    wanted = columns or (vector_columns(files[0]) if files else ())
+    return merge_by_time([read_vectors(path, wanted, symbol) for path in files])
 
 
 def guess_format(path: Path) -> FileFormat:

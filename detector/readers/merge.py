@@ -7,24 +7,27 @@ Memory holds about one chunk per stream.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from detector.readers.base import CHUNK, file_batch
-from detector.ticks import TICK, UNDEFINED_PRICE, TickArray, TickBatch
+from detector.readers.base import CHUNK, Int64
+from detector.ticks import TICK, UNDEFINED_PRICE, TickArray, TickBatch, VectorBatch
+
+B = TypeVar("B", TickBatch, VectorBatch)
 
 _BOOK = ["bid_px", "ask_px", "bid_sz", "ask_sz", "bid_ct", "ask_ct"]
 
 
 @dataclass(slots=True, eq=False)
-class _Head:
+class _Head(Generic[B]):
     """The rows of one stream that were read and not yet given out."""
 
-    stream: Iterator[TickBatch]
-    ticks: TickArray = field(default_factory=lambda: np.zeros(0, TICK))
-    times: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    stream: Iterator[B]
+    rows: B | None = None
+    times: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     latest: int = np.iinfo(np.int64).min
     ended: bool = False
 
@@ -37,28 +40,31 @@ class _Head:
         # A stream keeps its own order: a tick that came late is merged where it came.
         times = np.maximum.accumulate(np.maximum(batch.ts_event, self.latest))
         self.latest = int(times[-1]) if len(times) else self.latest
-        self.ticks = np.concatenate([self.ticks, batch.ticks])
+        self.rows = batch if self.rows is None else _joined([self.rows, batch])
         self.times = np.concatenate([self.times, times])
 
-    def take(self, before: int | None) -> tuple[TickArray, npt.NDArray[np.int64]]:
+    def take(self, before: int | None) -> tuple[B, Int64] | None:
         cut = len(self.times) if before is None else int(np.searchsorted(self.times, before))
-        taken = self.ticks[:cut], self.times[:cut]
-        self.ticks, self.times = self.ticks[cut:], self.times[cut:]
+        if self.rows is None or not cut:
+            return None
+        taken = self.rows[:cut], self.times[:cut]
+        self.rows, self.times = self.rows[cut:], self.times[cut:]
         return taken
 
 
-def merge_by_time(streams: Iterable[Iterable[TickBatch]]) -> Iterator[TickBatch]:
+def merge_by_time(streams: Iterable[Iterable[B]]) -> Iterator[B]:
     """Merge streams of batches by event time.
 
     Parameters
     ----------
     streams
-        Each in the order of its event times. Where a tick is late within its stream it keeps its
-        place there. At equal times the earlier stream comes first.
+        All of ticks, or all of vectors with the same columns; each in the order of its event times.
+        Where a tick is late within its stream it keeps its place there. At equal times the earlier
+        stream comes first.
 
     Yields
     ------
-    TickBatch
+    TickBatch or VectorBatch
         At most `CHUNK` rows; offsets number the merged rows from 0; symbols of all streams so far.
     """
     heads = [_Head(iter(stream)) for stream in streams]
@@ -71,20 +77,35 @@ def merge_by_time(streams: Iterable[Iterable[TickBatch]]) -> Iterator[TickBatch]
             while not head.ended and not len(head.times):
                 head.grow(symbols)
         horizon = min((head.latest for head in heads if not head.ended), default=None)
-        taken = [head.take(horizon) for head in heads]
-        times = np.concatenate([part for _, part in taken]) if taken else np.zeros(0, np.int64)
-        if len(times):
-            ticks = np.concatenate([part for part, _ in taken])
-            ticks = ticks[np.argsort(times, kind="stable")]
-            for start in range(0, len(ticks), CHUNK):
-                part = ticks[start : start + CHUNK]
-                yield file_batch(part, first, dict(symbols))
+        given = [head.take(horizon) for head in heads]
+        taken = [rows_and_times for rows_and_times in given if rows_and_times is not None]
+        if taken:
+            order = np.argsort(np.concatenate([times for _, times in taken]), kind="stable")
+            rows = _joined([part for part, _ in taken])
+            for start in range(0, len(order), CHUNK):
+                part = rows.taken(order[start : start + CHUNK])
+                offsets = np.arange(first, first + len(part), dtype=np.int64)
+                indices = np.zeros(len(part), np.int32)
+                yield replace(part, offsets=offsets, indices=indices, symbols=dict(symbols))
                 first += len(part)
         lagging = [head for head in heads if not head.ended and head.latest == horizon]
         if not lagging:
             return
         for head in lagging:
             head.grow(symbols)
+
+
+def _joined(batches: list[B]) -> B:
+    """One batch with the rows of several; what merging fills in is that of the first."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    names = ["offsets", "indices"]
+    names += ["ticks"] if isinstance(first, TickBatch) else ["values", "keys", "ts_event"]
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names
+    }
+    return replace(first, **columns)
 
 
 def carry_books(batches: Iterable[TickBatch], *, sign_trades: bool = True) -> Iterator[TickBatch]:
