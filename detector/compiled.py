@@ -7,10 +7,12 @@ depend on the batch size. Everything here is imported late: TensorFlow takes sec
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -42,10 +44,12 @@ def load_tensorflow(threads: int = 1) -> TensorFlow:
     The settings are the process's; whoever initialised TensorFlow before keeps theirs.
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no banner on the terminal of every command
-    import keras  # noqa: PLC0415
-    import tensorflow as tf  # noqa: PLC0415
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _banners_held_back():
+        import keras  # noqa: PLC0415
+        import tensorflow as tf  # noqa: PLC0415
 
+        gpus = tf.config.list_physical_devices("GPU")
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             f"KERAS_BACKEND is {keras.backend.backend()!r}; tapewatch scores and trains with "
@@ -55,12 +59,34 @@ def load_tensorflow(threads: int = 1) -> TensorFlow:
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-        for gpu in tf.config.list_physical_devices("GPU"):
+        for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
         pass  # already initialised by the embedding program, whose choice stands
     _keep_freed_memory()
     return tf
+
+
+@contextlib.contextmanager
+def _banners_held_back() -> Iterator[None]:
+    """Keep what TensorFlow's libraries print while they load out of terminals and logs.
+
+    They write to the file descriptor before any log level applies: which instructions they use and
+    that there is no GPU. It is let through when loading fails.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _keep_freed_memory() -> None:

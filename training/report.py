@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from training.calibrate import Scored
 from training.fit import History
@@ -50,6 +50,8 @@ def error_histograms(calibration: Scored, test: Scored, threshold: float) -> byt
     )
     for axes, panel in zip(_columns(figure, len(panels)), panels, strict=True):
         _histogram(axes, *panel)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return _png(figure)
 
 
@@ -72,8 +74,10 @@ def _histogram(
             )  # fmt: skip
     if threshold is not None:
         axes.axvline(threshold, color="0.2", linestyle="--", label=f"threshold {threshold:.3g}")
-    axes.set(title=title, xscale="log", yscale="log", xlabel="value", ylabel="share of rows")
-    axes.legend(frameon=False)
+    axes.set(title=title, xscale="log", yscale="log", ylabel="share of rows")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _columns(figure: Figure, n: int) -> list[Axes]:

@@ -1,0 +1,139 @@
+"""Two-stage models with random weights: everything but the training, in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.artifact import (
+    REFERENCE_BINS,
+    Architecture,
+    Artifact,
+    Features,
+    Manifest,
+    ThresholdSection,
+    Training,
+    write_artifact,
+)
+from detector.features import DEFAULT, FeatureBlock, FeatureSpec
+from detector.model import Combination, Normaliser, TwoStageModel
+from detector.network import weight_shapes
+
+CLIP = 3.0
+
+
+def random_model(features: int = 20, instruments: int = 5, seed: int = 0) -> TwoStageModel:
+    """Return a model of the given width; its instruments have the keys 10, 20, 30 and so on."""
+    rng = np.random.default_rng(seed)
+    weights: dict[str, np.ndarray] = {}
+    for name, shape in weight_shapes(features, 12, 6, 2).items():
+        if name.endswith(("_sd", "scale")):
+            weights[name] = rng.uniform(0.3, 1.5, shape).astype(np.float32)
+        else:
+            weights[name] = (rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32)
+    normaliser = Normaliser(
+        np.arange(1, instruments + 1, dtype=np.int64) * 10,
+        rng.normal(size=(instruments + 1, features)),
+        rng.uniform(0.5, 2.0, (instruments + 1, features)),
+        CLIP,
+    )
+    return TwoStageModel(normaliser, weights, Combination(1.1, 0.6))
+
+
+def rows_for(model: TwoStageModel, n: int, seed: int = 1) -> FeatureBlock:
+    """Return `n` rows near the model's own centres, of known and unknown instruments, all ready."""
+    rng = np.random.default_rng(seed)
+    tables = model.normaliser
+    keys = rng.choice(np.append(tables.keys, 7), n).astype(np.int64)
+    rows = tables.rows_for(keys)
+    noise = rng.standard_t(4, (n, tables.centre.shape[1]))
+    values = (tables.centre[rows] + tables.scale[rows] * noise).astype(np.float32)
+    return block_of(values, keys)
+
+
+def block_of(values: np.ndarray, keys: np.ndarray, ready: np.ndarray | None = None) -> FeatureBlock:
+    """Return a feature block of these values."""
+    n = len(values)
+    return FeatureBlock(
+        values=values,
+        ready=np.ones(n, np.bool_) if ready is None else ready,
+        quality=np.zeros(n, np.uint16),
+        keys=keys,
+        ts=np.arange(n, dtype=np.int64),
+        slots=np.zeros(n, np.int32),
+    )
+
+
+def part_of(block: FeatureBlock, rows: slice) -> FeatureBlock:
+    """Return some rows of a block."""
+    return FeatureBlock(
+        block.values[rows],
+        block.ready[rows],
+        block.quality[rows],
+        block.keys[rows],
+        block.ts[rows],
+        block.slots[rows],
+    )
+
+
+def folder_contents(
+    spec: FeatureSpec = DEFAULT, seed: int = 0, threshold: float = 4.0
+) -> dict[str, Any]:
+    """Return what `write_artifact` takes beside the folder, for a random model."""
+    model = random_model(len(spec.names), seed=seed)
+    rows, features = model.normaliser.centre.shape
+    thresholds = np.full(rows, threshold)
+    thresholds[1] = threshold + 1.0
+    manifest = Manifest(
+        version="test-model",
+        created="2024-01-01T00:00:00+00:00",
+        libraries={"numpy": np.__version__},
+        features=Features(fingerprint=spec.fingerprint, spec=spec.to_dict()),
+        architecture=Architecture(
+            features=features,
+            hidden=12,
+            latent=6,
+            stage2_latent=2,
+            clip=CLIP,
+            combination="weighted",
+            stage1_weight=model.combination.stage1,
+            stage2_weight=model.combination.stage2,
+        ),
+        thresholds=ThresholdSection(
+            quantile=0.999, pooled=threshold, calibration_rows=20_000, own=1
+        ),
+        training=Training(
+            seed=seed,
+            instruments=rows - 1,
+            train_rows=1,
+            calibration_rows=1,
+            test_rows=0,
+            first_ts_event=0,
+            last_ts_event=1,
+            stage1_loss=0.5,
+            stage2_loss=0.5,
+        ),
+    )
+    tables = {
+        "keys": model.normaliser.keys,
+        "centre": model.normaliser.centre,
+        "scale": model.normaliser.scale,
+        "threshold": thresholds,
+        "threshold_own": np.arange(rows) < 2,
+        "reference_edges": np.linspace(-CLIP, CLIP, REFERENCE_BINS + 1),
+        "reference_counts": np.ones((features, REFERENCE_BINS), np.int64),
+    }
+    return {
+        "manifest": manifest,
+        "weights": model.weights,
+        "tables": tables,
+        "summary": {"ticks": 1},
+        "pictures": {"training_curves.png": b"\x89PNG"},
+    }
+
+
+def random_artifact(folder: Path, spec: FeatureSpec = DEFAULT, **contents: Any) -> Artifact:
+    """Write and return a model folder with random weights."""
+    return write_artifact(folder, **folder_contents(spec, **contents))
