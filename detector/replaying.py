@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from detector.config import Config
 from detector.errors import FailedError, RefusedError
 from detector.kafka import Publisher
-from detector.readers import FORMATS, read_files, read_vectors, vector_columns
+from detector.readers import FORMATS, read_files, read_vector_files, vector_columns
 from detector.replay import Message, group, parse_speed, replay
 from detector.replay import Progress as Pace
 from detector.service import connection_of
@@ -123,8 +123,7 @@ def _columns(request: ReplayRequest) -> tuple[str, ...]:
 
 def _read(request: ReplayRequest, columns: tuple[str, ...] | None) -> Iterator[Batch]:
     if columns is not None:
-        for path in request.files:
-            yield from read_vectors(path, columns=columns, symbol=request.symbol)
+        yield from read_vector_files(request.files, columns=columns, symbol=request.symbol)
         return
     if request.file_format not in (None, *FORMATS):
         raise RefusedError(f"--format {request.file_format}: allowed are {', '.join(FORMATS)}")

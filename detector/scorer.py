@@ -199,13 +199,16 @@ class TwoStageScorer:
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Say what stage 1 expected instead of `values` `(m, F)`, and which features erred.
 
-        Runs the same forward pass in NumPy: a handful of rows are not worth a compiled size.
+        Runs the same forward pass in NumPy, a row at a time: a handful of rows are not worth a
+        compiled size, and a matrix product's last bits depend on how many rows share it, while an
+        event must not depend on what else its micro-batch held.
         """
         m, tables = len(values), self.model.normaliser
         x = np.empty(values.shape, np.float32)
         rows, excess = np.empty(m, np.int32), np.empty(m)
         self._normalise(values, keys, np.ones(m, np.bool_), x, rows, excess)
-        _, residual1, residual2 = forward(np, self._folded.arrays, x)
+        passes = [forward(np, self._folded.arrays, x[i : i + 1])[1:] for i in range(m)]
+        residual1, residual2 = (np.concatenate(parts) for parts in zip(*passes, strict=True))
         centre, scale = tables.centre[rows], tables.scale[rows]
         z = (values - centre) / scale
         clipped = np.clip(z, -tables.clip, tables.clip)
