@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from detector import definitions
 from detector import kernels as k
 from detector.definitions import Feature, tick_features, vector_features
 from detector.ticks import NS_PER_S, TICK, Batch, TickBatch, VectorBatch
@@ -324,6 +325,11 @@ class FeatureBank:
 def features_table(spec: FeatureSpec = DEFAULT) -> list[dict[str, str]]:
     """One row per feature, in order: name, group, unit, definition, source."""
     return [asdict(feature) for feature in spec.features]
+
+
+def features_markdown() -> str:
+    """Text of `docs/features.md`."""
+    return definitions.features_markdown(DEFAULT.features, vector_spec(("x",)).features)
 
 
 def _rows(spec: FeatureSpec, n: int) -> dict[str, npt.NDArray[Any]]:

@@ -115,7 +115,7 @@ G_ROLL_PAIRS = 6
 G_R = 7
 
 # --- the short window ---------------------------------------------------------------------------
-# Doubles, for what is subtracted afterwards (variances, price levels): nine sums, then maxima.
+# Doubles, for what may cancel out (variances, signed sums, price levels): sums, then maxima.
 W_IMBALANCE = 0
 W_IMBALANCE2 = 1
 W_BID_SIZE = 2
@@ -125,31 +125,31 @@ W_ASK_SIZE2 = 5
 W_DT = 6
 W_DT2 = 7
 W_REF = 8
-W_HIGH = 9
-W_LOW = 10  # of the negative
-WIDE_SUMS = 9
-WIDE = 11
-# Singles, half the memory, for the rest: twelve sums, then maxima.
-S_R = 0
-S_R2 = 1
-S_BIPOWER = 2
-S_MOVE = 3
-S_ABS_MOVE = 4
-S_SPREAD = 5
-S_OFI = 6
-S_ABS_OFI = 7
-S_SIGNED = 8
-S_VOLUME = 9
-S_CANCELLED = 10
-S_EFFECTIVE = 11
-S_SPREAD_MAX = 12
-S_SPREAD_MIN = 13  # of the negative
-S_BID_SIZE_MAX = 14
-S_ASK_SIZE_MAX = 15
-S_VOLUME_MAX = 16
-S_CANCELLED_MAX = 17
-NARROW_SUMS = 12
-NARROW = 18
+W_R = 9
+W_MOVE = 10
+W_EFFECTIVE = 11
+W_HIGH = 12
+W_LOW = 13  # of the negative
+WIDE_SUMS = 12
+WIDE = 14
+# Singles, half the memory, for the rest: sums, then maxima.
+S_R2 = 0
+S_BIPOWER = 1
+S_ABS_MOVE = 2
+S_SPREAD = 3
+S_OFI = 4
+S_ABS_OFI = 5
+S_SIGNED = 6
+S_VOLUME = 7
+S_CANCELLED = 8
+S_SPREAD_MAX = 9
+S_SPREAD_MIN = 10  # of the negative
+S_BID_SIZE_MAX = 11
+S_ASK_SIZE_MAX = 12
+S_VOLUME_MAX = 13
+S_CANCELLED_MAX = 14
+NARROW_SUMS = 9
+NARROW = 15
 LEAST: Final = -1e30  # below every price, size and spread: the maximum of nothing
 
 # flag words: the bit at which a counter's byte starts
@@ -981,10 +981,10 @@ def update_ticks(
         new_wide[W_REF] = ref
         new_wide[W_HIGH] = ref
         new_wide[W_LOW] = -ref
-        new_narrow[S_R] = r
+        new_wide[W_R] = r
         new_narrow[S_R2] = r2
         new_narrow[S_BIPOWER] = abs_r * floats[slot, F_ABS_R]
-        new_narrow[S_MOVE] = move
+        new_wide[W_MOVE] = move
         new_narrow[S_ABS_MOVE] = abs(move)
         new_narrow[S_SPREAD] = spread
         new_narrow[S_OFI] = ofi
@@ -992,7 +992,7 @@ def update_ticks(
         new_narrow[S_SIGNED] = signed
         new_narrow[S_VOLUME] = volume
         new_narrow[S_CANCELLED] = cancelled
-        new_narrow[S_EFFECTIVE] = effective
+        new_wide[W_EFFECTIVE] = effective
         new_narrow[S_SPREAD_MAX] = spread
         new_narrow[S_SPREAD_MIN] = -spread
         new_narrow[S_BID_SIZE_MAX] = bid_q
@@ -1051,7 +1051,7 @@ def update_ticks(
         half1 = per_wait / rates[1]  # expected events in the window: half-life / ln 2 / mean wait
         half2 = per_wait / rates[2]
         values[i, RETURN_TICK] = r * per_return
-        values[i, RETURN_SHORT] = float(narrow[S_R]) * per_return * math.sqrt(per_event)
+        values[i, RETURN_SHORT] = wide[W_R] * per_return * math.sqrt(per_event)
         values[i, RETURN_1] = (
             floats[slot, F_EW1 + E_R] * per_return / math.sqrt(max(0.5 * half1, 1.0))
         )
@@ -1063,7 +1063,7 @@ def update_ticks(
             floats[slot, F_EW3 + G_R] * per_return / math.sqrt(max(0.5 * half3, 1.0))
         )
         path = float(narrow[S_ABS_MOVE])
-        values[i, PATH_EFFICIENCY] = abs(float(narrow[S_MOVE])) / path if path > 0.0 else 0.0
+        values[i, PATH_EFFICIENCY] = abs(wide[W_MOVE]) / path if path > 0.0 else 0.0
         values[i, RANGE] = (wide[W_HIGH] + wide[W_LOW]) * per_price
         values[i, MEAN_DEVIATION] = (ref - wide[W_REF] * per_event) * per_price
         bipower = HALF_PI * float(narrow[S_BIPOWER])
@@ -1082,7 +1082,7 @@ def update_ticks(
         values[i, SPREAD_MIN] = -float(narrow[S_SPREAD_MIN]) * per_price
         values[i, SPREAD_MAX] = float(narrow[S_SPREAD_MAX]) * per_price
         trades = float((a >> A_TRADE) & 0xFF)
-        values[i, EFFECTIVE_SPREAD] = float(narrow[S_EFFECTIVE]) * per_price / max(trades, 1.0)
+        values[i, EFFECTIVE_SPREAD] = wide[W_EFFECTIVE] * per_price / max(trades, 1.0)
         pairs = floats[slot, F_EW3 + G_ROLL_PAIRS]
         covariance = floats[slot, F_EW3 + G_ROLL] / pairs if pairs > TINY else 0.0
         values[i, ROLL_SPREAD] = 2.0 * math.sqrt(max(-covariance, 0.0)) * per_price
@@ -1205,7 +1205,7 @@ def update_ticks(
         received = words[i, 4]
         values[i, FEED_LATENCY] = 0.0
         if received > 0:
-            latency = SECOND * max(float(received) - float(ts), 0.0)
+            latency = SECOND * float(max(received - ts, 0))
             values[i, FEED_LATENCY] = latency * inverse(floats[slot, F_LATENCY])
             known = min(floats[slot, F_LATENCY + 1] + 1.0, most)
             floats[slot, F_LATENCY + 1] = known
