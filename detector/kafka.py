@@ -142,6 +142,9 @@ def consumer_settings(connection: Connection, group_id: str) -> dict[str, object
         "partition.assignment.strategy": ConsumerProtocol,
         "fetch.wait.max.ms": 50,
         "queued.max.messages.kbytes": 65_536,
+        # By default librdkafka stops fetching for a second when its queue is full. A backlog is
+        # read faster than that: with the default, two thirds of the time nothing was there.
+        "fetch.queue.backoff.ms": 5,
         **connection.settings(),
         "group.id": group_id,
         "enable.auto.commit": False,
