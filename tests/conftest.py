@@ -26,6 +26,8 @@ from tests.mock_cluster import MockCluster
 settings.register_profile("tapewatch", deadline=None)
 settings.load_profile("tapewatch")
 
+pytest_plugins = ["tests.running"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEFT_OUT = "left out: "
 _KAFKA_FIXTURES = {"kafka_bootstrap", "kafka_broker", "start_kafka", "topic_factory"}

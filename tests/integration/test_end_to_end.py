@@ -24,8 +24,8 @@ from detector.scorer import Scorer
 from detector.symbols import SymbolMap
 from detector.wire import encode_dbn, make_decoder
 from tests.conftest import TopicFactory
-from tests.integration.conftest import RunningDaemon, Tape, plain_environment, tapewatch, wait_until
 from tests.integration.kafka_reading import committed_and_end, produce_all, read_topic
+from tests.running import RunningDaemon, Tape, plain_environment, tapewatch, wait_until
 
 StartDaemon = Callable[[str], RunningDaemon]
 PARTITIONS = 3
