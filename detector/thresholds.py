@@ -65,7 +65,7 @@ class Thresholds:
 
 def required_scores(quantile: float, tail: int = POOLED_TAIL) -> int:
     """Held-out scores needed so that `tail` of them are expected above the threshold."""
-    return math.ceil(round(tail / (1.0 - quantile), 6))
+    return math.ceil(tail / (1.0 - quantile) * (1.0 - 1e-9))  # 1 - q is not exact
 
 
 def largest_quantile(scores: int, tail: int = POOLED_TAIL) -> float:

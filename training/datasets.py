@@ -34,6 +34,9 @@ MIXED_CHUNKS: Final = 8
 """Spans, from anywhere in the data, that are shuffled together: a batch of 256 rows then mixes 8
 stretches of time."""
 
+SCAN: Final = 1 << 20
+"""Rows whose times are looked at together."""
+
 TIME_BINS: Final = 65_536
 
 
@@ -159,18 +162,46 @@ class Split:
             raise ValueError(f"gap_s is {self.gap_s}; it must not be negative")
 
 
+@dataclass(frozen=True, slots=True)
+class Boundaries:
+    """Event times, ns, at which the parts of the data end; each start is inclusive."""
+
+    first: int
+    fit_end: int
+    train_end: int
+    calibration_end: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """The rows of each part of the data, and the event times at which each part ends."""
+    """The rows of each part of the data.
+
+    Parameters
+    ----------
+    fit, later
+        The training part: rows to fit, and its last tenth, for stopping early.
+    calibration, test
+        For the thresholds, and for nothing.
+    boundaries
+        Event times at which the parts end: one for all instruments (key None) or one each.
+    """
 
     fit: Rows
     later: Rows
     calibration: Rows
     test: Rows
-    first_ts: int
-    last_ts: int
-    train_end: int
-    calibration_end: int
+    boundaries: dict[int | None, Boundaries]
+
+    @property
+    def first_ts(self) -> int:
+        """Event time of the first row."""
+        return min(part.first for part in self.boundaries.values())
+
+    @property
+    def end_ts(self) -> int:
+        """Event time before which all rows lie."""
+        return max(part.end for part in self.boundaries.values())
 
 
 LATER_SHARE: Final = 0.1
@@ -188,67 +219,82 @@ class RowStore:
     def __len__(self) -> int:
         return len(self.ts)
 
-    def split(self, split: Split) -> Parts:
+    def split(self, split: Split, *, by_instrument: bool = False) -> Parts:
         """Divide the rows by event time.
 
-        Boundaries are the same for all instruments (those of one must not know the future of
-        another) and found from a histogram of event times, so to within a 65,536th of the range.
+        Boundaries are found from a histogram of event times, to within a 65,536th of the range.
+
+        Parameters
+        ----------
+        split
+            Shares, gap, fixed times.
+        by_instrument
+            Whether every instrument is divided on its own, as unrelated series want it. By default
+            boundaries are the same for all: the model of a market must not know, from one
+            instrument, the future of another.
         """
-        n = len(self)
-        if not n:
+        if not len(self):
             raise TooFewRowsError("there is no ready row at all: give more ticks")
-        first, last = self._range(split.until)
-        end = last + 1 if split.until is None else split.until
-        counts, width = self._histogram(first, end)
-        edge = _Times(counts, first, width)
-        if split.train_until is None:
-            train_end = edge(split.train)
-            calibration_end = edge(split.train + split.calibration)
-        else:
-            train_end = split.train_until
-            before = edge.share(train_end)
-            rest = split.calibration / (1 - split.train)
-            calibration_end = edge(before + (1 - before) * min(rest, 1.0))
-        fit_end = edge(edge.share(train_end) * (1 - LATER_SHARE))
+        groups: list[int | None] = [*self._instruments()] if by_instrument else [None]
+        bounds = {key: self._boundaries(split, key) for key in groups}
         gap = int(split.gap_s * NS_PER_S)
         return Parts(
-            fit=self._between(first, fit_end),
-            later=self._between(fit_end + gap, train_end),
-            calibration=self._between(train_end + gap, calibration_end),
-            test=self._between(calibration_end + gap, end),
-            first_ts=first,
-            last_ts=last,
-            train_end=train_end,
-            calibration_end=calibration_end,
+            fit=self._where({k: (b.first, b.fit_end) for k, b in bounds.items()}),
+            later=self._where({k: (b.fit_end + gap, b.train_end) for k, b in bounds.items()}),
+            calibration=self._where(
+                {k: (b.train_end + gap, b.calibration_end) for k, b in bounds.items()}
+            ),
+            test=self._where({k: (b.calibration_end + gap, b.end) for k, b in bounds.items()}),
+            boundaries=bounds,
         )
 
-    def _range(self, until: int | None) -> tuple[int, int]:
-        first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-        for start, stop in _cut(0, len(self), 1 << 20):
-            ts = self.ts[start:stop]
-            ts = ts if until is None else ts[ts < until]
-            if len(ts):
-                first, last = min(first, int(ts.min())), max(last, int(ts.max()))
-        if last < first:
-            raise TooFewRowsError(f"all {len(self):,} ready rows are at or after {until} ns")
-        return first, last
+    def _instruments(self) -> list[int]:
+        found: set[int] = set()
+        for start, stop in _cut(0, len(self), SCAN):
+            found.update(np.unique(self.keys[start:stop]).tolist())
+        return sorted(found)
 
-    def _histogram(self, first: int, end: int) -> tuple[Int64, int]:
+    def _times(self, key: int | None, until: int | None) -> Iterator[Int64]:
+        """Event times of an instrument (None: of all) before `until`, chunk by chunk."""
+        for start, stop in _cut(0, len(self), SCAN):
+            ts = self.ts[start:stop]
+            inside = np.ones(len(ts), np.bool_) if until is None else ts < until
+            if key is not None:
+                inside &= self.keys[start:stop] == key
+            if inside.any():
+                yield ts[inside]
+
+    def _boundaries(self, split: Split, key: int | None) -> Boundaries:
+        ranges = [(int(ts.min()), int(ts.max())) for ts in self._times(key, split.until)]
+        if not ranges:
+            raise TooFewRowsError(f"all {len(self):,} ready rows are at or after --until")
+        first = min(low for low, _ in ranges)
+        end = max(high for _, high in ranges) + 1 if split.until is None else split.until
         width = -(-(end - first) // TIME_BINS)
         counts = np.zeros(TIME_BINS, np.int64)
-        for start, stop in _cut(0, len(self), 1 << 20):
-            ts = self.ts[start:stop]
-            bins = (ts[ts < end] - first) // width
-            counts += np.bincount(bins, minlength=TIME_BINS)
-        return counts, width
+        for ts in self._times(key, split.until):
+            counts += np.bincount((ts - first) // width, minlength=TIME_BINS)
+        passed = _Times(counts, first, width)
+        if split.train_until is None:
+            train_end = passed.by(split.train)
+            calibration_end = passed.by(split.train + split.calibration)
+        else:
+            train_end = split.train_until
+            trained = passed.share(train_end)
+            rest = min(split.calibration / (1 - split.train), 1.0)
+            calibration_end = passed.by(trained + (1 - trained) * rest)
+        fit_end = passed.by(passed.share(train_end) * (1 - LATER_SHARE))
+        return Boundaries(first, fit_end, train_end, calibration_end, end)
 
-    def _between(self, start_ts: int, end_ts: int) -> Rows:
-        """Rows with `start_ts <= ts < end_ts`, as spans."""
+    def _where(self, limits: dict[int | None, tuple[int, int]]) -> Rows:
+        """Rows with `start <= ts < end` for the limits of their instrument, as spans."""
         spans: list[tuple[int, int]] = []
-        for start, stop in _cut(0, len(self), 1 << 20):
-            ts = self.ts[start:stop]
+        for start, stop in _cut(0, len(self), SCAN):
+            ts, keys = self.ts[start:stop], self.keys[start:stop]
             inside = np.zeros(len(ts) + 2, np.int8)
-            inside[1:-1] = (ts >= start_ts) & (ts < end_ts)
+            for key, (low, high) in limits.items():
+                within = (ts >= low) & (ts < high)
+                inside[1:-1] |= within if key is None else within & (keys == key)
             edges = np.flatnonzero(np.diff(inside)) + start
             for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
                 spans.extend(_cut(a, b))
@@ -256,13 +302,13 @@ class RowStore:
 
 
 class _Times:
-    """Event time by which a share of the rows has passed, from a histogram of event times."""
+    """Event times and the share of rows before them, from a histogram of event times."""
 
     def __init__(self, counts: Int64, first: int, width: int) -> None:
         self._cumulative = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
         self._first, self._width = first, width
 
-    def __call__(self, share: float) -> int:
+    def by(self, share: float) -> int:
         """End of the first bin by which at least `share` of the rows has passed."""
         place = int(np.searchsorted(self._cumulative, share - 1e-12))
         return self._first + min(place, len(self._cumulative) - 1) * self._width

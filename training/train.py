@@ -165,7 +165,7 @@ def train(
     with tempfile.TemporaryDirectory(prefix="tapewatch-train-", dir=scratch) as folder:
         progress.step("features")
         read = _read(batches, spec, Path(folder), options, progress)
-        parts = _split(read, options)
+        parts = _split(read, options, by_instrument=spec.kind == "vector")
         detector = _detector(options)
         try:
             fitted = detector.fit_rows(
@@ -231,9 +231,9 @@ def _read(
     return _Read(store, {key: symbols.name(key) for key in sorted(keys)}, ticks, dict(dropped))
 
 
-def _split(read: _Read, options: Options) -> Parts:
+def _split(read: _Read, options: Options, *, by_instrument: bool) -> Parts:
     try:
-        parts = read.store.split(options.split)
+        parts = read.store.split(options.split, by_instrument=by_instrument)
     except TooFewRowsError as error:
         raise RefusedError(f"{read.ticks:,} ticks read: {error}") from error
     if len(parts.fit) < LEAST_TRAIN_ROWS:
@@ -302,7 +302,7 @@ def _manifest(
             calibration_rows=len(parts.calibration),
             test_rows=len(parts.test),
             first_ts_event=parts.first_ts,
-            last_ts_event=parts.last_ts,
+            last_ts_event=parts.end_ts - 1,
             stage1_loss=fitted.stage1.final,
             stage2_loss=fitted.stage2.final,
         ),
@@ -325,10 +325,12 @@ def _summary(
         "dropped": read.dropped,
         "instruments": list(read.names.values()),
         "parts": {
-            "first": _iso(parts.first_ts),
-            "train_end": _iso(parts.train_end),
-            "calibration_end": _iso(parts.calibration_end),
-            "last": _iso(parts.last_ts),
+            "boundaries": {
+                "all" if key is None else read.names[key]: {
+                    name: _iso(ts) for name, ts in asdict(ends).items()
+                }
+                for key, ends in parts.boundaries.items()
+            },
             "gap_s": options.split.gap_s,
             "fit_rows": len(parts.fit),
             "early_stopping_rows": len(parts.later),

@@ -1,0 +1,513 @@
+"""Training: splits, normaliser, repeatability, the model folder it writes, and its commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from detector.artifact import SUMMARY, Artifact, read_artifact
+from detector.errors import RefusedError
+from detector.features import DEFAULT, FeatureBlock, vector_spec
+from detector.model import Normaliser
+from detector.readers import write_parquet
+from detector.scorer import Scorer
+from detector.symbols import SymbolMap
+from detector.synthetic import demo_market, gather, generate
+from detector.ticks import NS_PER_S, TickBatch, VectorBatch
+from tests.models import block_of
+from training.calibrate import reference_histograms
+from training.cli import register
+from training.datasets import CHUNK, Rows, RowStore, Split, TooFewRowsError, write_rows
+from training.fit import Recipe, batch_size_for, fit_normaliser, fit_two_stage
+from training.train import Options, feature_blocks, train
+
+START = 1_700_000_000 * NS_PER_S
+CREATED = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
+QUICK = Options(split=Split(gap_s=1.0), quantile=0.99, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def ticks() -> TickBatch:
+    """Return two minutes of a small synthetic market."""
+    return gather(generate(demo_market(instruments=4), START, 120.0))
+
+
+@pytest.fixture(scope="module")
+def model(ticks: TickBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a model quickly trained on them."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    train([ticks], DEFAULT, folder, QUICK, created=CREATED, sources=["market"])
+    return folder
+
+
+def store_of(ts: np.ndarray, keys: np.ndarray | None = None) -> RowStore:
+    """Return rows with these times whose only feature is their position."""
+    n = len(ts)
+    values = np.arange(n, dtype=np.float32)[:, None]
+    keys = np.zeros(n, np.int64) if keys is None else keys
+    return RowStore(values, keys.astype(np.int64), ts.astype(np.int64))
+
+
+def positions(rows: Rows) -> list[int]:
+    """Return which rows of a `store_of` these are."""
+    return [int(v) for values, _ in rows.chunks() for v in values[:, 0]]
+
+
+def plain(features: int) -> Normaliser:
+    """Return a normaliser that changes nothing within a very wide clip."""
+    return Normaliser(np.empty(0, np.int64), np.zeros((1, features)), np.ones((1, features)), 1e9)
+
+
+class TestRowsOnDisk:
+    """Feature rows written to disk, divided by time, read in shuffled chunks."""
+
+    def test_only_ready_rows_enter(self, tmp_path: Path) -> None:
+        """Warm-up and dropped rows are left out; the others keep order, values, keys and times."""
+        rng = np.random.default_rng(0)
+        blocks = []
+        for n in (5, 0, 7):
+            values = rng.normal(size=(n, 3)).astype(np.float32)
+            blocks.append(block_of(values, np.arange(n), rng.random(n) < 0.6))
+        store = write_rows(blocks, tmp_path, 3)
+        expected = np.concatenate([b.values[b.ready] for b in blocks])
+        np.testing.assert_array_equal(store.values, expected)
+        np.testing.assert_array_equal(store.keys, np.concatenate([b.keys[b.ready] for b in blocks]))
+        assert len(store) == len(expected) < 12
+
+    def test_no_rows_at_all_is_a_clear_refusal(self, tmp_path: Path) -> None:
+        """An empty store is written and read without fuss, and refuses to be divided."""
+        store = write_rows([block_of(np.zeros((2, 3), np.float32), np.zeros(2, np.int64),
+                                     np.zeros(2, np.bool_))], tmp_path, 3)  # fmt: skip
+        assert len(store) == 0
+        with pytest.raises(TooFewRowsError, match="no ready row"):
+            store.split(Split())
+
+    def test_parts_follow_one_another_with_a_gap(self) -> None:
+        """1,000 rows a second apart divide 60/20/20, and 10 s after each boundary are left out."""
+        store = store_of(START + np.arange(1000) * NS_PER_S)
+        parts = store.split(Split(gap_s=10.0))
+        fit, later, calibration, test = map(
+            positions, (parts.fit, parts.later, parts.calibration, parts.test)
+        )
+        assert fit[0] == 0
+        assert fit[-1] == pytest.approx(539, abs=1)
+        assert later[0] == pytest.approx(550, abs=1)
+        assert later[-1] == pytest.approx(599, abs=1)
+        assert calibration[0] == pytest.approx(610, abs=1)
+        assert calibration[-1] == pytest.approx(799, abs=1)
+        assert test[0] == pytest.approx(810, abs=1)
+        assert test[-1] == 999
+        ends = parts.boundaries[None]
+        assert all(store.ts[i] >= ends.train_end + 10 * NS_PER_S for i in calibration)
+
+    def test_shares_are_of_rows_not_of_hours(self) -> None:
+        """A night without ticks moves no boundary into it."""
+        day = np.arange(500) * NS_PER_S
+        store = store_of(np.concatenate([START + day, START + 86_400 * NS_PER_S + day]))
+        parts = store.split(Split(train=0.6, calibration=0.2, gap_s=0.0))
+        assert len(parts.fit) + len(parts.later) == pytest.approx(600, abs=3)
+        assert len(parts.calibration) == pytest.approx(200, abs=3)
+
+    def test_fixed_times_bound_training_and_reading(self) -> None:
+        """`train_until` ends the training part exactly; nothing from `until` on is read."""
+        store = store_of(START + np.arange(1000) * NS_PER_S)
+        split = Split(gap_s=0.0, train_until=START + 300 * NS_PER_S, until=START + 500 * NS_PER_S)
+        parts = store.split(split)
+        assert positions(parts.later)[-1] == 299
+        assert positions(parts.calibration)[0] == 300
+        assert positions(parts.test)[-1] == 499
+        assert len(parts.calibration) == pytest.approx(100, abs=2)
+
+    def test_rows_out_of_order_are_divided_by_their_time(self) -> None:
+        """A part is defined by event time, wherever its rows lie on disk."""
+        rng = np.random.default_rng(2)
+        ts = START + rng.permutation(5_000) * NS_PER_S
+        store = store_of(ts)
+        parts = store.split(Split(gap_s=5.0))
+        ends = parts.boundaries[None]
+        assert sorted(positions(parts.fit)) == np.flatnonzero(ts < ends.fit_end).tolist()
+        assert max(ts[positions(parts.fit)]) < min(ts[positions(parts.calibration)])
+
+    def test_unrelated_series_are_divided_each_on_its_own(self) -> None:
+        """Two series of different years both have training rows, 60 % of each."""
+        ts = np.concatenate([np.arange(500), 10_000_000 + np.arange(1_000)]) * NS_PER_S
+        keys = np.repeat([1, 2], [500, 1_000])
+        parts = store_of(ts, keys).split(Split(gap_s=0.0), by_instrument=True)
+        trained = positions(parts.fit) + positions(parts.later)
+        assert sum(i < 500 for i in trained) == pytest.approx(300, abs=2)
+        assert sum(i >= 500 for i in trained) == pytest.approx(600, abs=2)
+
+    @pytest.mark.parametrize(
+        ("train_share", "calibration", "gap"), [(0.0, 0.2, 1), (0.9, 0.2, 1), (0.6, 0.2, -1)]
+    )
+    def test_impossible_splits_are_refused(
+        self, train_share: float, calibration: float, gap: float
+    ) -> None:
+        """Shares must be positive and leave no more than the whole; a gap is not negative."""
+        with pytest.raises(ValueError, match=r"train|gap_s"):
+            Split(train_share, calibration, gap)
+
+    def test_a_shuffled_pass_gives_every_row_once(self) -> None:
+        """Each pass holds every row exactly once, in another order, the same for the same seed."""
+        n = 3 * CHUNK + 77
+        rows = Rows.whole(np.arange(n, dtype=np.float64)[:, None], np.zeros(n, np.int64))
+
+        def two_passes(seed: int) -> list[np.ndarray]:
+            rng = np.random.default_rng(seed)
+            return [np.concatenate([*rows.shuffled(plain(1), rng)])[:, 0] for _ in range(2)]
+
+        first, second = two_passes(1)
+        again, _ = two_passes(1)
+        np.testing.assert_array_equal(np.sort(first), np.arange(n, dtype=np.float32))
+        np.testing.assert_array_equal(np.sort(second), np.arange(n, dtype=np.float32))
+        np.testing.assert_array_equal(first, again)
+        assert (first != second).mean() > 0.9
+        assert len(np.unique(first[:256] // CHUNK)) >= 3, "a batch mixes stretches of time"
+
+    def test_thinned_rows_are_spread_evenly(self) -> None:
+        """At most the number asked for, from the beginning to the end."""
+        rows = Rows.whole(np.arange(100_000.0)[:, None], np.zeros(100_000, np.int64))
+        thinned = positions(rows.thinned(1_000))
+        assert 900 <= len(thinned) <= 1_010
+        assert thinned[-1] > 99_000
+        assert rows.thinned(100_000) is rows
+
+
+class TestFit:
+    """Normaliser, stages and scales."""
+
+    def test_normaliser_equals_numpy_by_instrument_and_pooled(self) -> None:
+        """Moments merged over chunks are those of all rows at once, per instrument and pooled."""
+        rng = np.random.default_rng(0)
+        n = 2 * CHUNK + 11
+        keys = rng.choice([5, 9, 2], n, p=[0.6, 0.399, 0.001]).astype(np.int64)
+        values = (rng.normal(size=(n, 4)) * [1, 10, 0.1, 1e-6] + [0, 1e6, -3, 1]) * keys[:, None]
+        tables = fit_normaliser(Rows.whole(values, keys), 1_000, 3.0)
+        assert tables.keys.tolist() == [5, 9]
+        np.testing.assert_allclose(tables.centre[0], values.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(tables.scale[0], values.std(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(tables.centre[2], values[keys == 9].mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(tables.scale[2], values[keys == 9].std(axis=0), rtol=1e-6)
+
+    def test_constant_features_divide_by_what_makes_sense(self) -> None:
+        """Constant for one instrument: the pooled scale; constant everywhere: 1."""
+        keys = np.repeat([1, 2], 50).astype(np.int64)
+        values = np.stack([keys * 0.1, np.where(keys == 1, 7.0, np.arange(100))], axis=1)
+        values = np.column_stack([values, np.full(100, 0.1)])
+        tables = fit_normaliser(Rows.whole(values, keys), 10, 3.0)
+        assert tables.scale[1, 1] == tables.scale[0, 1] == values[:, 1].std()
+        assert tables.scale[1, 0] == tables.scale[0, 0] == pytest.approx(0.05)
+        assert tables.scale[:, 2].tolist() == [1.0, 1.0, 1.0]
+
+    def test_same_seed_gives_the_same_bits_and_another_does_not(self) -> None:
+        """Two fits with one seed agree in every weight; a third with another seed does not."""
+        rows = Rows.whole(
+            np.random.default_rng(0).normal(size=(600, 5)).astype(np.float32),
+            np.zeros(600, np.int64),
+        )
+        recipe = Recipe(hidden=8, latent=3, epochs=2, least_steps=20, seed=3)
+        one, two = (fit_two_stage(rows, None, recipe).model for _ in range(2))
+        other = fit_two_stage(
+            rows, None, Recipe(hidden=8, latent=3, epochs=2, least_steps=20, seed=4)
+        ).model
+        for name, array in one.weights.items():
+            np.testing.assert_array_equal(array, two.weights[name])
+        assert one.combination == two.combination
+        assert not np.array_equal(
+            one.weights["stage1.encoder.hidden.kernel"],
+            other.weights["stage1.encoder.hidden.kernel"],
+        )
+
+    def test_training_rows_have_mean_error_one_and_weighted_medians(self) -> None:
+        """Residual scales make the mean error of training rows 1; the combination has median 1."""
+        rng = np.random.default_rng(1)
+        values = rng.normal(size=(3_000, 2)) @ rng.normal(size=(2, 9))
+        values += 0.5 * rng.normal(size=values.shape)
+        rows = Rows.whole(values, np.zeros(3_000, np.int64))
+        model = fit_two_stage(rows, None, Recipe(latent=3, epochs=3, stage2_weight=0.5)).model
+        from training.calibrate import score_rows  # noqa: PLC0415
+
+        scored = score_rows(model, rows)
+        assert scored.stage1.mean() == pytest.approx(1.0, rel=1e-3)
+        assert scored.stage2.mean() == pytest.approx(1.0, rel=1e-3)
+        assert model.combination.stage1 == pytest.approx(1 / np.median(scored.stage1), rel=1e-3)
+        assert model.combination.stage2 == pytest.approx(0.5 / np.median(scored.stage2), rel=1e-3)
+
+    def test_plain_sum_is_the_plain_sum(self) -> None:
+        """The reference combination weighs both errors by exactly 1."""
+        rows = Rows.whole(np.random.default_rng(0).normal(size=(50, 2)), np.zeros(50, np.int64))
+        recipe = Recipe(hidden=4, latent=1, stage2_latent=1, epochs=1, least_steps=1)
+        recipe = Recipe(**{**{f: getattr(recipe, f) for f in recipe.__slots__},
+                           "combination": "sum"})  # fmt: skip
+        combination = fit_two_stage(rows, None, recipe).model.combination
+        assert (combination.stage1, combination.stage2) == (1.0, 1.0)
+
+    def test_training_stops_early_and_keeps_the_best_weights(self) -> None:
+        """Once later rows only get worse, training stops and goes back to the best epoch."""
+        rng = np.random.default_rng(0)
+        base = rng.normal(size=(2_000, 1)) @ np.ones((1, 6))
+        rows = Rows.whole(base, np.zeros(2_000, np.int64))
+        flipped = base[:200] * np.array([1, -1, 1, -1, 1, -1])
+        later = Rows.whole(flipped, np.zeros(200, np.int64))
+        epochs: list[tuple[int, int]] = []
+        recipe = Recipe(hidden=8, latent=1, stage2_latent=1, epochs=40, least_steps=1, patience=2)
+        fitted = fit_two_stage(
+            rows, later, recipe, lambda stage, done, *_: epochs.append((stage, done))
+        )
+        history = fitted.stage1
+        assert len(history.loss) < 40
+        assert history.best_epoch == int(np.argmin(history.later_loss))
+        assert len(history.loss) == history.best_epoch + 1 + 2
+        assert history.final == min(history.later_loss)
+        assert [stage for stage, _ in epochs] == sorted(stage for stage, _ in epochs)
+
+    def test_batches_shrink_with_few_rows(self) -> None:
+        """A tenth of the rows, between 16 and the size asked for."""
+        assert [batch_size_for(n, 256) for n in (20, 300, 100_000)] == [16, 30, 256]
+
+    def test_too_few_rows_are_refused(self) -> None:
+        """One row is nothing to fit."""
+        with pytest.raises(TooFewRowsError, match="1 rows"):
+            fit_two_stage(Rows.whole(np.ones((1, 2)), np.zeros(1, np.int64)), None, Recipe())
+
+
+class TestTrain:
+    """From ticks to a model folder."""
+
+    def test_folder_says_what_happened(self, model: Path, ticks: TickBatch) -> None:
+        """Counts add up, the model knows its instruments, and the summary is about these ticks."""
+        artifact = read_artifact(model)
+        summary = json.loads((model / SUMMARY).read_bytes())
+        parts = summary["parts"]
+        used = sum(
+            parts[f"{name}_rows"] for name in ("fit", "early_stopping", "calibration", "test")
+        )
+        assert summary["ticks"] == len(ticks)
+        assert used <= summary["ready"] < len(ticks)
+        assert summary["sources"] == ["market"]
+        assert set(summary["instruments"]) == set(ticks.symbols.values())
+        assert artifact.manifest.training.train_rows == parts["fit_rows"]
+        assert artifact.manifest.created == "2024-01-02T03:04:05+00:00"
+        assert set(artifact.tables["keys"].tolist()) <= set(ticks.keys.tolist())
+
+    def test_calibration_rows_alarm_as_the_quantile_says(self, model: Path) -> None:
+        """The share of calibration rows at their threshold is below 1 - q and not far from it."""
+        summary = json.loads((model / SUMMARY).read_bytes())
+        assert 0.005 < summary["calibration"]["alarm_share"] <= 0.01
+
+    def test_pictures_are_pictures(self, model: Path) -> None:
+        """Both PNG files decode and are not blank."""
+        for name in ("training_curves.png", "error_histograms.png"):
+            pixels = matplotlib.image.imread(model / name)
+            assert pixels.shape[0] > 300
+            assert pixels.std() > 0.05
+
+    def test_reference_histograms_count_every_training_row(self, model: Path) -> None:
+        """Each feature's histogram counts the rows the model was fitted on."""
+        artifact = read_artifact(model)
+        counts = artifact.tables["reference_counts"].sum(axis=1)
+        assert (counts == artifact.manifest.training.train_rows).all()
+
+    def test_histogram_bins_include_both_ends(self) -> None:
+        """Values at plus and minus the clip fall into the last and the first bin."""
+        z = np.array([[-3.0, 0.0], [3.0, 2.9999]], np.float32)
+        edges, counts = reference_histograms(iter([z]), 2, 3.0)
+        assert (edges[0], edges[-1]) == (-3.0, 3.0)
+        assert (counts[0, 0], counts[0, -1], counts[1, 32], counts[1, -1]) == (1, 1, 1, 1)
+
+    def test_training_again_gives_the_same_files(
+        self, model: Path, ticks: TickBatch, tmp_path: Path
+    ) -> None:
+        """Same ticks, seed and time: every file has the same bytes, however the input is cut."""
+        cut = [ticks[i : i + 1_000] for i in range(0, len(ticks), 1_000)]
+        again = train(cut, DEFAULT, tmp_path / "again", QUICK, created=CREATED, sources=["market"])
+        assert again.model_hash == read_artifact(model).model_hash
+
+    def test_scores_of_the_written_model_are_those_of_training(
+        self, model: Path, ticks: TickBatch
+    ) -> None:
+        """The scorer of the folder alarms on the test part as the training summary says."""
+        artifact = read_artifact(model)
+        summary = json.loads((model / SUMMARY).read_bytes())
+        scorer = Scorer(artifact)
+        blocks = list(feature_blocks([ticks], DEFAULT, 100, SymbolMap()))
+        scores = scorer.score(blocks[0])
+        from_ts = datetime.fromisoformat(
+            summary["parts"]["boundaries"]["all"]["calibration_end"]
+        ).timestamp()
+        test = blocks[0].ready & (blocks[0].ts >= (from_ts + 1.001) * NS_PER_S)
+        share = np.mean(scores.anomaly[test])
+        assert share == pytest.approx(summary["test"]["alarm_share"], abs=2e-3)
+
+    def test_too_few_ticks_say_how_many_there_are(self, ticks: TickBatch, tmp_path: Path) -> None:
+        """The refusal names ticks read, ready rows, and what is needed, and writes nothing."""
+        with pytest.raises(RefusedError, match=r"500 ticks read, \d+ of them ready.*1,000 are"):
+            train([ticks[:500]], DEFAULT, tmp_path / "m", QUICK)
+        assert not (tmp_path / "m").exists()
+
+    def test_quantile_beyond_the_data_is_refused(self, ticks: TickBatch, tmp_path: Path) -> None:
+        """A quantile that needs more calibration rows than there are is refused with a remedy."""
+        options = Options(split=QUICK.split, quantile=0.99999, epochs=1)
+        with pytest.raises(RefusedError, match=r"calibration part: .* at least 500,000"):
+            train([ticks], DEFAULT, tmp_path / "m", options)
+
+    def test_target_in_use_is_refused_before_training(self, model: Path) -> None:
+        """Not one tick is read when the target holds a model already."""
+
+        def never() -> Iterator[TickBatch]:
+            pytest.fail("read ticks")
+            yield
+
+        with pytest.raises(RefusedError, match="holds a model already"):
+            train(never(), DEFAULT, model, QUICK)
+
+    def test_vectors_are_trained_the_same_way(self, tmp_path: Path) -> None:
+        """Series of numbers, one a partition, become a model of their columns."""
+        rng = np.random.default_rng(0)
+        batches = [series(rng, key, 4_000) for key in range(2)]
+        spec = vector_spec(("a", "b"))
+        artifact = train(batches, spec, tmp_path / "m", QUICK)
+        assert artifact.features.columns == ("a", "b")
+        assert artifact.tables["keys"].tolist() == [0, 1]
+
+
+def series(rng: np.random.Generator, key: int, n: int) -> VectorBatch:
+    """Return a series of two columns, one row a second, in a partition of its own."""
+    return VectorBatch(
+        rng.normal(size=(n, 2)).astype(np.float32),
+        np.full(n, key, np.int64),
+        START + np.arange(n, dtype=np.int64) * NS_PER_S,
+        key,
+        np.arange(n, dtype=np.int64),
+        np.zeros(n, np.int32),
+        {key: f"series-{key}"},
+    )
+
+
+class TestCommands:
+    """`tapewatch train`, `score` and `model` as a user calls them."""
+
+    @pytest.fixture
+    def file(self, ticks: TickBatch, tmp_path: Path) -> Path:
+        """Return the ticks as a Parquet file."""
+        write_parquet(tmp_path / "ticks.parquet", [ticks])
+        return tmp_path / "ticks.parquet"
+
+    @staticmethod
+    def call(*arguments: object) -> str:
+        """Call the command line and return what it printed; errors are raised."""
+        app = typer.Typer()
+        register(app)
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def test_train_then_score_then_verify(self, file: Path, tmp_path: Path) -> None:
+        """The three commands work on one another's output and agree on the model."""
+        trained = json.loads(
+            self.call("train", "--ticks", file, "--out", tmp_path / "m", "--gap", 1,
+                      "--quantile", 0.99, "--epochs", 1, "--json")
+        )  # fmt: skip
+        verified = json.loads(self.call("model", "verify", tmp_path / "m", "--json"))
+        assert verified["model_hash"] == trained["model_hash"]
+        out = tmp_path / "scores.parquet"
+        done = json.loads(
+            self.call("score", "--ticks", file, "--model", tmp_path / "m", "--out", out, "--json")
+        )
+        table = pq.read_table(out)
+        assert table.num_rows == done["rows"] == trained["summary"]["ticks"]
+        assert table.column("score").null_count == done["rows"] - done["ready"]
+        score, threshold = (table.column(name).to_numpy() for name in ("score", "threshold"))
+        anomaly = table.column("anomaly").to_numpy()
+        np.testing.assert_array_equal(anomaly, score >= threshold)
+        assert anomaly.sum() == done["anomalies"] > 0
+        assert table.column("symbol").null_count == 0
+        assert "architecture latent" in self.call("model", "show", tmp_path / "m")
+
+    def test_several_files_may_follow_one_option(self, file: Path, model: Path) -> None:
+        """`--ticks A B` reads both files, as a shell's wildcard gives them."""
+        copy = file.with_name("more.parquet")
+        copy.write_bytes(file.read_bytes())
+        out = file.with_name("out.parquet")
+        done = json.loads(
+            self.call("score", "--model", model, "--out", out, "--json", "--ticks", file, copy)
+        )
+        assert done["rows"] == 2 * pq.read_metadata(file).num_rows
+
+    def test_scoring_can_be_bounded_in_time(self, file: Path, model: Path, tmp_path: Path) -> None:
+        """`--from` and `--until` score exactly the ticks between them."""
+        ts = pq.read_table(file).column("ts_event").to_numpy().astype(np.int64)
+        low, high = START + 10 * NS_PER_S, START + 20 * NS_PER_S
+        iso = [datetime.fromtimestamp(t / NS_PER_S, UTC).isoformat() for t in (low, high)]
+        done = json.loads(
+            self.call("score", "--ticks", file, "--model", model, "--out", tmp_path / "s.parquet",
+                      "--from", iso[0], "--until", iso[1], "--json")
+        )  # fmt: skip
+        assert done["rows"] == np.count_nonzero((ts >= low) & (ts < high)) > 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["train", "--ticks", "{f}", "--out", "{d}", "--quantile", "1"], "--quantile is 1.0"),
+            (["train", "--ticks", "{f}", "--out", "{d}", "--train-fraction", "2"], "train is 2.0"),
+            (["train", "--ticks", "{d}/no", "--out", "{d}/m"], "no: no such file"),
+            (["train", "--ticks", "{f}", "--out", "{d}/m", "--from", "noon"], "--from noon"),
+            (["train", "--ticks", "{f}", "--out", "{d}/m", "--format", "x"], "allowed are dbn"),
+            (["train", "--ticks", "{f}", "--out", "{f}"], "is a file"),
+            (["score", "--ticks", "{f}", "--model", "{d}/no", "--out", "{d}/s"], "tapewatch train"),
+            (["score", "--ticks", "{f}", "--model", "{m}", "--out", "{d}/no/s"], "create it first"),
+            (["model", "show", "{d}"], "manifest.json: cannot be read"),
+        ],
+    )
+    def test_bad_usage_is_refused_with_the_reason(
+        self, file: Path, model: Path, tmp_path: Path, arguments: list[str], message: str
+    ) -> None:
+        """What a user can mend is a `RefusedError` (exit code 2) that names the option."""
+        filled = [a.format(f=file, d=tmp_path, m=model) for a in arguments]
+        with pytest.raises(RefusedError, match=message.replace(".", r"\.")):
+            self.call(*filled)
+
+    def test_verify_reports_files_that_nobody_listed(
+        self, ticks: TickBatch, tmp_path: Path
+    ) -> None:
+        """A stray file does not stop the daemon, but verification fails on it."""
+        from detector.errors import FailedError  # noqa: PLC0415
+        from tests.models import random_artifact  # noqa: PLC0415
+
+        assert len(ticks)
+        random_artifact(tmp_path / "m")
+        (tmp_path / "m" / "notes.txt").write_text("mine")
+        with pytest.raises(FailedError, match=r"notes\.txt"):
+            self.call("model", "verify", tmp_path / "m")
+
+
+def test_blocks_come_from_one_bank_a_partition() -> None:
+    """Two partitions never share windows: their features equal those of each fed alone."""
+    rng = np.random.default_rng(0)
+    batches = [series(rng, key, 300) for key in range(2)]
+    spec = vector_spec(("a", "b"))
+
+    def blocks(given: list[VectorBatch]) -> list[FeatureBlock]:
+        return list(feature_blocks(given, spec, 10, SymbolMap()))
+
+    together = blocks([batches[0][:100], batches[1], batches[0][100:]])
+    alone = blocks([batches[0]])[0]
+    np.testing.assert_array_equal(
+        np.concatenate([together[0].values, together[2].values]), alone.values
+    )
+
+
+def test_artifact_of_training_is_the_artifact_read_back(model: Path) -> None:
+    """What `train` returns is what is in the folder, read and verified."""
+    assert isinstance(read_artifact(model), Artifact)
