@@ -67,7 +67,7 @@ class Files:
         Columns of vector files, `("all",)` for every numeric one; None: the files hold ticks.
     since, until
         Event times in ns: rows before `since` and from `until` on are left out, as if the files
-        did not hold them.
+        did not hold them: offsets number the rows that remain.
     """
 
     paths: tuple[Path, ...]
@@ -88,6 +88,7 @@ class Files:
 
     def batches(self, spec: FeatureSpec) -> Iterator[Batch]:
         """Read the files, as batches of the kind that `spec` wants."""
+        taken: Counter[int] = Counter()
         with self._refusing():
             for batch in self._read(spec):
                 inside = np.ones(len(batch), np.bool_)
@@ -95,10 +96,11 @@ class Files:
                     inside &= batch.ts_event >= self.since
                 if self.until is not None:
                     inside &= batch.ts_event < self.until
-                if inside.all():
-                    yield batch
-                elif inside.any():
-                    yield batch.taken(inside)
+                if inside.any():
+                    first = taken[batch.partition]
+                    part = batch if inside.all() else batch.taken(inside)
+                    taken[batch.partition] += len(part)
+                    yield replace(part, offsets=np.arange(first, first + len(part)))
 
     def _read(self, spec: FeatureSpec) -> Iterator[Batch]:
         if spec.kind == "tick":
@@ -139,8 +141,12 @@ def score_files(
     out: Path,
     tell: Callable[[int], None] | None = None,
     pipeline_spec: PipelineSpec | None = None,
+    events: Path | None = None,
 ) -> ScoreSummary:
     """Score files through the pipeline and write one row per tick to a Parquet file.
+
+    The events are those of a daemon whose topic has one partition and one tick a message: a row's
+    number is its offset.
 
     Parameters
     ----------
@@ -154,16 +160,25 @@ def score_files(
         Called with the number of rows after each batch.
     pipeline_spec
         Topic name, caps and episode policy; the defaults of the daemon.
+    events
+        File for the events too, one JSON object a line; `ts_detected` is 0, nobody waited for them.
     """
     symbols = SymbolMap()
     pipeline = Pipeline(artifact.features, Scorer(artifact), pipeline_spec, symbols)
     rows: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {"events": Counter(), "dropped": Counter()}
-    with staged(out) as path, pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(staged(out))
+        writer = stack.enter_context(pq.ParquetWriter(path, SCHEMA, compression="zstd"))
+        lines = None
+        if events is not None:
+            lines = stack.enter_context(stack.enter_context(staged(events, "--events")).open("wb"))
         for batch in files.batches(artifact.features):
             outcome = pipeline.process(batch)
             block, scores = outcome.blocks[0], outcome.scores[0]
             writer.write_table(_table(block, scores, symbols))
+            if lines is not None:
+                lines.writelines(event.to_json(0) + b"\n" for event in outcome.events)
             rows["rows"] += len(block)
             rows["ready"] += int(np.count_nonzero(block.ready))
             rows["anomalies"] += int(np.count_nonzero(scores.anomaly))
@@ -204,10 +219,10 @@ def _table(block: FeatureBlock, scores: ScoreBlock, symbols: SymbolMap) -> pa.Ta
 
 
 @contextlib.contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path, option: str = "--out") -> Iterator[Path]:
     """Give a file beside `out` to write to; it takes that name only when all went well."""
     if not out.parent.is_dir():
-        raise RefusedError(f"--out {out}: folder {out.parent} does not exist; create it first")
+        raise RefusedError(f"{option} {out}: folder {out.parent} does not exist; create it first")
     handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
     os.close(handle)
     path = Path(name)
