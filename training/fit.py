@@ -197,12 +197,14 @@ def fit_normaliser(rows: Rows, own_rows: int, clip: float) -> Normaliser:
     """
     moments: dict[int, _Moments] = {}
     for values, keys in rows.chunks():
-        for key in np.unique(keys).tolist():
-            moments.setdefault(key, _Moments(rows.features)).add(values[keys == key])
+        order = np.argsort(keys, kind="stable")
+        found, starts = np.unique(keys[order], return_index=True)
+        for key, part in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+            moments.setdefault(key, _Moments(rows.features)).add(values[part])
     pooled = _Moments(rows.features)
-    for part in moments.values():
-        pooled.merge(part)
-    own = sorted(key for key, part in moments.items() if part.n >= own_rows)
+    for one in moments.values():
+        pooled.merge(one)
+    own = sorted(key for key, one in moments.items() if one.n >= own_rows)
     sd = pooled.sd()
     base = np.where(sd > 0, sd, 1.0)
     scales = [base]
