@@ -23,7 +23,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -37,6 +37,7 @@ from detector.errors import RefusedError
 from detector.features import FeatureSpec
 from detector.model import Combination, Normaliser, TwoStageModel
 from detector.network import weight_shapes
+from detector.symbols import SymbolFileError, parse_symbols, write_symbols
 from detector.thresholds import Thresholds
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -45,11 +46,12 @@ MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "weights.safetensors"
 TABLES: Final = "tables.safetensors"
 SUMMARY: Final = "training_summary.json"
+SYMBOLS: Final = "symbols.csv"
 REQUIRED: Final = (WEIGHTS, TABLES, SUMMARY)
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 1 << 28
 MAX_FILES: Final = 32
-FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}\.(json|png|safetensors)")
+FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}\.(csv|json|png|safetensors)")
 REFERENCE_BINS: Final = 64
 
 Count = Annotated[int, Field(ge=0)]
@@ -152,12 +154,15 @@ class Artifact:
         tables with R rows is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
     model_hash
         SHA-256 of the manifest file.
+    symbols
+        Names of the instruments it was trained on, by key, as far as their source told them.
     """
 
     manifest: Manifest
     weights: Arrays
     tables: Arrays
     model_hash: str
+    symbols: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -197,6 +202,7 @@ def write_artifact(
     tables: Arrays,
     summary: Mapping[str, Any],
     pictures: Mapping[str, bytes] | None = None,
+    symbols: Mapping[int, str] | None = None,
     *,
     overwrite: bool = False,
 ) -> Artifact:
@@ -214,12 +220,15 @@ def write_artifact(
         JSON-serialisable facts about the training, for people.
     pictures
         PNG files by name.
+    symbols
+        Names of the instruments, by key.
     """
     check_target(folder, overwrite=overwrite)
     contents = {
         WEIGHTS: safetensors.numpy.save({k: np.ascontiguousarray(a) for k, a in weights.items()}),
         TABLES: safetensors.numpy.save({k: np.ascontiguousarray(a) for k, a in tables.items()}),
         SUMMARY: _json_bytes(summary),
+        SYMBOLS: write_symbols(symbols or {}),
         **(pictures or {}),
     }
     files = {
@@ -282,7 +291,8 @@ def read_artifact(folder: Path) -> Artifact:
             f"{folder / TABLES}: pooled threshold is {tables['threshold'][0]}, {MANIFEST} says "
             f"{manifest.thresholds.pooled}; train the model again"
         )
-    return Artifact(manifest, weights, tables, hashlib.sha256(data).hexdigest())
+    symbols = _parse_symbols(folder / SYMBOLS, contents.get(SYMBOLS))
+    return Artifact(manifest, weights, tables, hashlib.sha256(data).hexdigest(), symbols)
 
 
 def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
@@ -345,7 +355,7 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
         if not FILE_NAME.fullmatch(name):
             raise ArtifactError(
                 f"{path}: files lists {name!r:.80}; a name is lower-case letters, digits, _ and -, "
-                "and ends in .json, .png or .safetensors"
+                "and ends in .csv, .json, .png or .safetensors"
             )
     if missing := set(REQUIRED) - set(manifest.files):
         raise ArtifactError(f"{path}: files does not list {', '.join(sorted(missing))}")
@@ -396,6 +406,13 @@ def _expect(path: Path, arrays: Arrays, shapes: Mapping[str, tuple[tuple[int, ..
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ArtifactError(f"{path}: {name} holds NaN or infinite values; train again")
+
+
+def _parse_symbols(path: Path, data: bytes | None) -> dict[int, str]:
+    try:
+        return {} if data is None else parse_symbols(data, path)
+    except SymbolFileError as error:
+        raise ArtifactError(f"{error}; restore the model folder") from error
 
 
 def _check_weights(path: Path, weights: Arrays, sizes: Architecture) -> None:

@@ -151,7 +151,8 @@ class InputConfig(_Section):
         default=None, description="Column names of vector messages; default: the model's."
     )
     symbols_file: Path | None = Field(
-        default=None, description="CSV with symbol,publisher_id,instrument_id."
+        default=None,
+        description="CSV with symbol,publisher_id,instrument_id; goes before the model's names.",
     )
     latency_from: Literal["kafka", "ts_recv"] = Field(
         default="kafka",

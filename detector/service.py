@@ -122,7 +122,7 @@ class Service:
         artifact = read_artifact(config.model.path)
         self.features = artifact.features
         decoder = decoder_of(config, self.features)
-        names = _names(config.input.symbols_file)
+        names = {**artifact.symbols, **_names(config.input.symbols_file)}
         self.registry = CollectorRegistry()
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)

@@ -6,6 +6,7 @@ A name is only for people and for the key of an event; all state goes by the ins
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -46,6 +47,10 @@ class SymbolMap:
         taken, self._collisions = self._collisions, {}
         return [(key, kept, refused) for (key, refused), kept in taken.items()]
 
+    def known(self) -> dict[int, str]:
+        """Return every name there is, by key."""
+        return dict(self._names)
+
     def name(self, key: int) -> str:
         """Return the instrument's name, or `publisher:id` where none is known."""
         known = self._names.get(key)
@@ -53,6 +58,15 @@ class SymbolMap:
             return known
         publisher, instrument = split_key(key)
         return f"{publisher}:{instrument}"
+
+
+def write_symbols(names: Mapping[int, str]) -> bytes:
+    """Encode names as the CSV that `read_symbol_file` reads, ordered by key."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    rows.writerows((name, *split_key(key)) for key, name in sorted(names.items()))
+    return text.getvalue().encode()
 
 
 def read_symbol_file(path: Path) -> dict[int, str]:
@@ -64,14 +78,21 @@ def read_symbol_file(path: Path) -> dict[int, str]:
         When the file, its header or one of its lines is not as above.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            rows = csv.DictReader(lines)
-            if tuple(rows.fieldnames or ()) != _COLUMNS:
-                raise SymbolFileError(
-                    f"{path}: the header is {rows.fieldnames}, it must be {','.join(_COLUMNS)}"
-                )
-            return dict(_parsed(path, rows))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return parse_symbols(path.read_bytes(), path)
+    except OSError as error:
+        raise SymbolFileError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def parse_symbols(data: bytes, path: Path) -> dict[int, str]:
+    """Read the content of such a file; `path` is for messages."""
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""))
+        if tuple(rows.fieldnames or ()) != _COLUMNS:
+            raise SymbolFileError(
+                f"{path}: the header is {rows.fieldnames}, it must be {','.join(_COLUMNS)}"
+            )
+        return dict(_parsed(path, rows))
+    except (UnicodeDecodeError, csv.Error) as error:
         raise SymbolFileError(f"{path}: cannot be read as CSV: {error}") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.symbols import SymbolFileError, SymbolMap, read_symbol_file
+from detector.symbols import SymbolFileError, SymbolMap, read_symbol_file, write_symbols
 from detector.ticks import instrument_key
 
 
@@ -55,3 +55,11 @@ def test_wrong_mapping_file_names_the_line(tmp_path: Path, text: str, words: str
     path.write_text(text)
     with pytest.raises(SymbolFileError, match=words):
         read_symbol_file(path)
+
+
+def test_written_names_are_read_back(tmp_path: Path) -> None:
+    """Names with commas, quotes and letters of any script survive the file."""
+    names = {instrument_key(2, 38): 'A,"B"', instrument_key(0, 1): "ÄÖ 株"}
+    path = tmp_path / "symbols.csv"
+    path.write_bytes(write_symbols(names))
+    assert read_symbol_file(path) == names

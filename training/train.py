@@ -114,6 +114,7 @@ class _Read:
 
     store: RowStore
     names: dict[int, str]
+    symbols: dict[int, str]
     ticks: int
     dropped: dict[str, int]
 
@@ -193,6 +194,7 @@ def train(
                 "training_curves.png": training_curves((fitted.stage1, fitted.stage2)),
                 "error_histograms.png": error_histograms(held_out, tested, thresholds.pooled),
             },
+            read.symbols,
             overwrite=overwrite,
         )
 
@@ -228,7 +230,9 @@ def _read(
             yield block
 
     store = write_rows(counted(), folder, len(spec.names), progress.features)
-    return _Read(store, {key: symbols.name(key) for key in sorted(keys)}, ticks, dict(dropped))
+    names = {key: symbols.name(key) for key in sorted(keys)}
+    known = {key: name for key, name in symbols.known().items() if key in keys}
+    return _Read(store, names, known, ticks, dict(dropped))
 
 
 def _split(read: _Read, options: Options, *, by_instrument: bool) -> Parts:

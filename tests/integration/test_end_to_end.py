@@ -81,7 +81,8 @@ def expected_events(
     artifact = read_artifact(desk.model)
     scorer = Scorer(artifact)
     decoder = make_decoder("dbn")
-    names = SymbolMap(tape.live_ticks.symbols)
+    names = SymbolMap(artifact.symbols)
+    assert set(artifact.symbols.values()) == set(tape.live_ticks.symbols.values())
     pipeline = Pipeline(artifact.features, scorer, PipelineSpec(topic=desk.ticks), names)
     by_partition: dict[int, list[Message]] = defaultdict(list)
     for message in messages:
@@ -112,11 +113,8 @@ def published_events(desk: Desk, n: int) -> dict[str, dict[str, Any]]:
 
 
 def without_detection_time(events: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same events with `ts_detected` and names taken out; the daemon was told no names."""
-    return {
-        i: {k: v for k, v in e.items() if k not in ("ts_detected", "symbol")}
-        for i, e in events.items()
-    }
+    """The same events with `ts_detected` taken out."""
+    return {i: {k: v for k, v in e.items() if k != "ts_detected"} for i, e in events.items()}
 
 
 def assert_same_events(got: dict[str, dict[str, Any]], want: dict[str, dict[str, Any]]) -> None:
