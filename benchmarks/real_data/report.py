@@ -1,0 +1,77 @@
+"""Facts of the scenarios to `docs/evaluation.md`: one JSON file each, the page from all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import orjson
+
+from benchmarks.machine import describe
+from tests.kafka_broker import REPOSITORY
+
+FOLDER: Final = REPOSITORY / "docs" / "evaluation"
+PAGE: Final = REPOSITORY / "docs" / "evaluation.md"
+HEAD: Final = """# Evaluation on real data
+
+Generated: `python -m benchmarks.real_data SCENARIO` measures one scenario (or `all`), writes its
+facts to `docs/evaluation/SCENARIO.json` and this page from all of them. The data are not part of
+the repository (`TAPEWATCH_TEST_DATA` names the folder). Everything runs through the commands a user
+would type, each a process of its own, on a real Apache Kafka. Nothing here was tuned on the data it
+is measured on; figures are stated as they came out. Throughput and latency are in
+[benchmarks.md](benchmarks.md).
+"""
+
+
+class Scenario(Protocol):
+    """A module of this package."""
+
+    TITLE: str
+
+    def measure(self, data: Path, folder: Path, bootstrap: str | None) -> dict[str, Any]:
+        """Run it."""
+
+    def section(self, facts: dict[str, Any]) -> str:
+        """Say what was found."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: Sequence[float], form: str = ".3f") -> str:
+    """Mean and standard deviation over seeds."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{np.mean(values):{form}} ± {np.std(values, ddof=1):{form}}"
+
+
+def save(name: str, facts: dict[str, Any]) -> None:
+    """Write a scenario's facts, with the day and the machine."""
+    FOLDER.mkdir(exist_ok=True)
+    stamped = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": describe(), "facts": facts}
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    (FOLDER / f"{name}.json").write_bytes(orjson.dumps(stamped, option=options))
+
+
+def write_page(scenarios: dict[str, Scenario]) -> None:
+    """Write the page from the facts that are there."""
+    parts = [HEAD]
+    for name, scenario in scenarios.items():
+        path = FOLDER / f"{name}.json"
+        if path.exists():
+            stamped = orjson.loads(path.read_bytes())
+            libraries = stamped["machine"]["libraries"]
+            taken = (
+                f"Measured {stamped['date']}, TensorFlow {libraries['tensorflow']}, "
+                f"Keras {libraries['keras']}, on the CPU: `python -m benchmarks.real_data {name}`."
+            )
+            parts.append(
+                f"## {scenario.TITLE}\n\n{scenario.section(stamped['facts'])}\n\n{taken}\n"
+            )
+    PAGE.write_text("\n".join(parts))
