@@ -1,4 +1,4 @@
-"""What every feature means: name, unit, definition and source, in the order of the kernels' outputs.
+"""What every feature means: name, unit, definition and source.
 
 `detector.kernels` computes, this module says what; `docs/features.md` and `tapewatch features` are
 made from it. The words used:
@@ -32,14 +32,16 @@ class Feature:
 
 SCALES: Final = (
     ("mean spread", "positive quoted spreads; without any, the absolute non-zero price changes"),
-    ("volatility", "sd of the log return per event: root of mean square of the non-zero returns x "
-                   "their share of events"),
+    (
+        "volatility",
+        "sd of the log return per event: root of mean square non-zero return x their share",
+    ),
     ("mean depth", "(bid size + ask size) / 2 of two-sided books"),
     ("mean wait", "non-zero inter-arrival times x their share of events"),
     ("mean trade", "trade sizes; also mean and variance of their logarithm"),
     ("shares", "trades per event, cancels per event"),
     ("mean latency", "ts_recv - ts_event where given"),
-)  # fmt: skip
+)
 
 _CKS = "Cont, Kukanov, Stoikov 2014, doi:10.1093/jjfinec/nbt003"
 _BNS = "Barndorff-Nielsen, Shephard 2004, doi:10.1093/jjfinec/nbh001"
@@ -49,7 +51,7 @@ _ABDL = "Andersen, Bollerslev, Diebold, Labys 2003, doi:10.1111/1468-0262.00418"
 
 _Row = tuple[int, str, str, str, str, str]
 
-# By group: (output, name, group, unit, definition, source); {w} short window, {h0} .. {h3} half-lives.
+# By group: (output, name, group, unit, definition, source); {w} short window, {h0}.. half-lives.
 _TICK: Final[tuple[_Row, ...]] = (
     (k.RETURN_TICK, "return_tick", "return", "slog",
      "log return of the reference price at this event / volatility; 0 if a price is not positive",
@@ -93,8 +95,8 @@ _TICK: Final[tuple[_Row, ...]] = (
      "mean over the trades in w of 2 x sign x (price - mid before the trade) / mean spread",
      _HASBROUCK),
     (k.ROLL_SPREAD, "roll_spread_{h3}", "spread", "slog",
-     "2 x root of max(0, -c) / mean spread, c the decaying mean over {h3} of the product of "
-     "successive trade price changes", "Roll 1984, doi:10.1111/j.1540-6261.1984.tb03897.x"),
+     ("2 x root of max(0, -c) / mean spread, c the decaying mean over {h3} of the product of "
+      "successive trade price changes"), "Roll 1984, doi:10.1111/j.1540-6261.1984.tb03897.x"),
     (k.CROSSED_LOCKED, "crossed_locked_{w}", "spread", "0..1",
      "share of the events in w with a two-sided book and bid >= ask", ""),
     (k.QUEUE_IMBALANCE, "queue_imbalance", "book", "-1..1",
@@ -131,8 +133,8 @@ _TICK: Final[tuple[_Row, ...]] = (
     (k.TRADE_SHARE, "trade_share_{w}", "trades", "0..1", "share of trades among the events in w",
      ""),
     (k.TRADE_SIGN_IMBALANCE, "trade_sign_imbalance_{w}", "trades", "-1..1",
-     "(buys - sells) / trades in w, by aggressor; unknown signs by the quote rule, then the tick "
-     "rule", _LR),
+     ("(buys - sells) / trades in w, by aggressor; unknown signs by the quote rule, then the tick "
+      "rule"), _LR),
     (k.SIGNED_VOLUME_SHORT, "signed_volume_imbalance_{w}", "trades", "-1..1",
      "(bought - sold volume) / traded volume in w", _LR),
     (k.SIGNED_VOLUME_2, "signed_volume_imbalance_{h2}", "trades", "-1..1",
@@ -150,11 +152,11 @@ _TICK: Final[tuple[_Row, ...]] = (
      "(reference price - VWAP over {h3}) / mean spread; 0 without trades",
      "Berkowitz, Logue, Noser 1988, doi:10.1111/j.1540-6261.1988.tb02591.x"),
     (k.KYLE_LAMBDA, "kyle_lambda_{h3}", "trades", "slog",
-     "slope of the price change on signed volume q over {h3}: sum(change x q) / (sum(q^2) + "
-     "mean trade^2), x mean trade / mean spread", "Kyle 1985, doi:10.2307/1913210"),
+     ("slope of the price change on signed volume q over {h3}: sum(change x q) / (sum(q^2) + "
+      "mean trade^2), x mean trade / mean spread"), "Kyle 1985, doi:10.2307/1913210"),
     (k.AMIHUD, "amihud_{h2}", "trades", "slog",
-     "(decaying sum of |log return| over {h2} / volatility) / (decaying volume / mean trade + 1); "
-     "0 before the first trade", "Amihud 2002, doi:10.1016/S1386-4181(01)00024-6"),
+     ("(decaying sum of |log return| over {h2} / volatility) / (decaying volume / mean trade + 1); "
+      "0 before the first trade"), "Amihud 2002, doi:10.1016/S1386-4181(01)00024-6"),
     (k.INTER_ARRIVAL, "inter_arrival", "arrivals", "log",
      "log((wait + f) / (mean wait + f)), f = 1 % of the mean wait", ""),
     (k.INTER_ARRIVAL_MEAN, "inter_arrival_mean_{w}", "arrivals", "log",
@@ -240,95 +242,6 @@ _RANK: Final[tuple[_Row, ...]] = (
 )  # fmt: skip
 
 
-_PAGE: Final = """\
-<!-- Made from detector/definitions.py by features.features_markdown(); a test keeps it in step. -->
-
-# Features
-
-Each tick gives one row of {count} numbers (float32, always finite), a `ready` flag and quality bits.
-All numbers describe the tick's own instrument and are free of its scale: multiply every price or
-every size by a constant and they stay as they are. A model can therefore score an instrument it was
-never trained on.
-
-## Words
-
-- **w**, `15ev`: the last 15 events of the instrument, this one included, since its windows began.
-- **over h**, `100ms`, `1s`, `10s`, `60s`: an exponentially decaying window in event time with half-life
-  h. What happened d seconds ago counts 2^(-d/h). E = h / (ln 2 x mean wait) events are expected in it.
-- **reference price**: the mid. In a market without a book, the trade price; when the first two-sided
-  book appears the mid takes over, and the step between the two is no return.
-- **slog**: what the definition says, x, is given as sign(x) log(1 + \\|x\\|).
-- **log**: the definition already is a logarithm.
-
-The slow scales look back on 2,000 observations: the mean of all at first, an exponential average later.
-A feature uses them as they were *before* its event, so an outlier does not shrink itself; and one
-observation moves a scale by at most 32 times the scale. While a scale has no observation, the features
-in its units are 0.
-
-| scale | of what |
-|---|---|
-{scales}
-
-## What an event is
-
-| action | counts as |
-|---|---|
-| `A` with side | an add |
-| `C` with side | a cancel on that side, of `size` |
-| `T` | a trade of `size`; `side` is the aggressor |
-| `N`, `M`, and `A` or `C` without side | whatever the best quotes did: a better price or a larger size is an add, a worse price or a smaller size a cancel of the difference (of the whole former size when the price worsened) |
-| `F`, `R`, others | an event, neither add nor cancel nor trade |
-
-The order-flow imbalance of an event is e = [bid >= bid'] q - [bid <= bid'] q' - [ask <= ask'] r +
-[ask >= ask'] r', with best prices, bid size q and ask size r after it, and primed ones before it; a side
-that was or is missing contributes 0.
-
-Where a market lacks something:
-
-- **sizes**: both best sizes zero count as one each, a trade of size zero as one. The queue imbalance
-  is then 0, and the order-flow imbalance counts better minus worse quotes.
-- **cancels**: with only quotes (`N`) they are inferred as above; otherwise their shares are 0.
-- **trades**: the trade features are 0, their expected rate too.
-- **a book**: features of the book are 0; the trade price is the reference price, and its mean absolute
-  change takes the place of the mean spread.
-- **one side of the book**: its size is 0; the spread and the reference price stay the last known.
-- **a trade record without a book**, in a market that has one: the book stays as it was.
-- **prices that are zero or negative**: no logarithm is taken and the log return is 0; changes in units
-  of the mean spread are computed as ever.
-- **`ts_recv`**: the latency is 0.
-
-## Time, gaps, warm-up
-
-- An instrument is ready from its 64th event on, once its short window is full.
-- Silence of more than 30 minutes ends the session (halt, night, weekend): every window begins anew
-  with the next tick, which is not compared with the one before the gap, so that the overnight move
-  is no return; `ready` comes back with the 15th event. The slow scales stay. A shorter silence only
-  lets the decaying windows fade.
-- A late tick (before the instrument's latest) counts as simultaneous with the latest. The second tick
-  in a row that is late by more than 30 minutes shows that the clock, not the tick, was wrong: the
-  instrument starts over, scales included. So it does 7 days away from its latest tick.
-- A time more than 7 days from the partition's clock (its latest plausible time) drops the tick, unless
-  the tick just before was dropped for that and lies within 7 days of this one: then the clock moves.
-- Dropped ticks (a repeat of one of the instrument's last 64 records, an implausible or missing time,
-  a vector with NaN or infinity) change no window and give zeros, not ready.
-- When the cap on instruments is reached, a new one takes the place of the least recently seen, which
-  starts over when it comes back.
-
-## Ticks
-
-{ticks}
-
-## Vectors
-
-With a vector of named columns, two features describe the instrument and nine each column (here `x`).
-The slow mean and sd are of the column, over 2,000 values, a value counting for at most 32 sd; the long
-window fades over 256 values. There is no session gap unless configured, and a time is implausible
-only 400 days away.
-
-{columns}
-"""
-
-
 def seconds_label(seconds: float) -> str:
     """`0.1` -> `100ms`, `10.0` -> `10s`."""
     return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"
@@ -352,37 +265,6 @@ def vector_features(
         for f in _fill(rows, words)
     ]
     return _fill(_INSTRUMENT, words) + tuple(per_column)
-
-
-def features_markdown(features: tuple[Feature, ...], columns: tuple[Feature, ...]) -> str:
-    """Text of `docs/features.md`: the scales, then every feature of ticks and of a vector column.
-
-    Parameters
-    ----------
-    features
-        Of the default tick spec.
-    columns
-        Of a vector spec with one column.
-    """
-    return _PAGE.format(
-        count=len(features),
-        scales="\n".join(f"| {name} | {what} |" for name, what in SCALES),
-        ticks=_table(features),
-        columns=_table(columns),
-    )
-
-
-def _table(features: tuple[Feature, ...]) -> str:
-    groups = list(dict.fromkeys(f.group for f in features))
-    rows = sorted(features, key=lambda f: groups.index(f.group))
-    lines = [
-        f"| `{f.name}` | {f.group} | {f.unit} | {f.definition.replace('|', chr(92) + '|')} "
-        f"| {f.source} |"
-        for f in rows
-    ]
-    return "\n".join(
-        ["| feature | group | unit | definition | source |", "|---|---|---|---|---|", *lines]
-    )
 
 
 def _fill(rows: tuple[_Row, ...], words: dict[str, str]) -> tuple[Feature, ...]:

@@ -19,9 +19,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from detector import definitions
 from detector import kernels as k
 from detector.definitions import Feature, tick_features, vector_features
+from detector.feature_page import page
 from detector.ticks import NS_PER_S, TICK, Batch, TickBatch, VectorBatch
 
 MAX_INSTRUMENTS: Final = 10_000
@@ -115,14 +115,14 @@ class FeatureSpec:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """The parameters, as JSON types."""
+        """Return the parameters as JSON types."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
         }
 
     def to_json(self) -> str:
-        """The parameters as canonical JSON; `from_json` reads it."""
+        """Return the parameters as canonical JSON; `from_json` reads it."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
@@ -153,7 +153,7 @@ class FeatureSpec:
 DEFAULT: Final = FeatureSpec()
 
 
-def vector_spec(columns: tuple[str, ...], **parameters: Any) -> FeatureSpec:
+def vector_spec(columns: tuple[str, ...], **parameters: Any) -> FeatureSpec:  # noqa: ANN401
     """Return the spec for vectors of these columns; silences are not session gaps by default.
 
     Series of minutes to days are usual here, so a time is implausible only 400 days away.
@@ -219,6 +219,7 @@ class FeatureBank:
         self._par[k.P_LONG] = spec.long_window
         self._par[k.P_SLOW] = spec.slow_window
         self._rates = math.log(2) / np.array(spec.half_lives_s)
+        self._kernel: Any = k.update_ticks if spec.kind == "tick" else k.update_vectors
         self._rows = _rows(spec, max_instruments)
         self._keys = np.zeros(max_instruments, np.int64)
         self._table = np.full(_table_size(max_instruments), -1, np.int32)
@@ -262,7 +263,7 @@ class FeatureBank:
                 raise TypeError(f"{type(batch).__name__} for a spec of kind 'tick'")
             keys = np.empty(n, np.int64)
             ts = np.empty(n, np.int64)
-            k.update_ticks(
+            self._kernel(
                 _words(batch), self._par, self._rates, *self._rows.values(),
                 self._keys, self._table, self._links, self._head, *out, keys, ts,
             )  # fmt: skip
@@ -277,7 +278,7 @@ class FeatureBank:
         data = _frozen(batch.values, np.float32)
         keys = _frozen(batch.keys, np.int64)
         ts = _frozen(batch.ts_event, np.int64)
-        k.update_vectors(
+        self._kernel(
             data, keys, ts, self._par, *self._rows.values(), self._keys,
             self._table, self._links, self._head, *out,
         )  # fmt: skip
@@ -328,8 +329,8 @@ def features_table(spec: FeatureSpec = DEFAULT) -> list[dict[str, str]]:
 
 
 def features_markdown() -> str:
-    """Text of `docs/features.md`."""
-    return definitions.features_markdown(DEFAULT.features, vector_spec(("x",)).features)
+    """Return the text of `docs/features.md`."""
+    return page(DEFAULT.features, vector_spec(("x",)).features)
 
 
 def _rows(spec: FeatureSpec, n: int) -> dict[str, npt.NDArray[Any]]:
@@ -356,7 +357,7 @@ def _table_size(instruments: int) -> int:
     return int(2 ** math.ceil(math.log2(2 * instruments + 1)))
 
 
-def _frozen(array: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
+def _frozen(array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
     """Contiguous and read-only, so that each kernel is compiled for one type of input only."""
     view = np.ascontiguousarray(array, dtype).view()
     view.flags.writeable = False
@@ -407,4 +408,13 @@ def _check_snapshot(
         np.sort(arrays["order"]), np.arange(used)
     ):
         raise ValueError("feature snapshot: an instrument or a row occurs twice")
+    for column, most in ((k.I_POS, spec.short_window - 1), (k.I_COUNT, spec.short_window),
+                         (k.I_HASH_POS, k.HASHES - 1)):  # fmt: skip
+        # the kernels index by these without a check
+        found = arrays["ints"][:, column]
+        if used and (found.min() < 0 or found.max() > most):
+            raise ValueError(
+                f"feature snapshot: a ring position of {found.min()} or {found.max()}; "
+                f"allowed: 0 to {most}"
+            )
     return used

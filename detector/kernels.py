@@ -1,11 +1,11 @@
 """The feature kernels: one pass over a batch in arrival order, numpy in and out.
 
-The state of one instrument is one row in each of a few matrices: slow scales, exponentially decaying
-windows, sums and extremes of the last W events. A tick finds its row through an open-addressing
-table; when all rows are taken the least recently seen instrument gives up its own.
-Nothing here knows a batch boundary, the wall clock or another partition: what comes out depends on
-the ticks so far and on nothing else, to the last bit. What each output means is written beside its
-name in `detector.features`; `tests/oracles.py` computes the same from the definitions.
+The state of one instrument is one row in each of a few matrices: slow scales, exponentially
+decaying windows, sums and extremes of the last W events. A tick finds its row through an open-
+addressing table; when all rows are taken the least recently seen instrument gives up its own.
+Nothing here knows a batch boundary, the wall clock or another partition: what comes out depends
+on the ticks so far and on nothing else, to the last bit. What each output means is written beside
+its name in `detector.features`; `tests/oracles.py` computes the same from the definitions.
 
 All helpers stand in this one file on purpose: Numba's disk cache looks only at the file of the
 function it caches, so a helper changed elsewhere would leave a stale kernel behind.
@@ -14,12 +14,19 @@ function it caches, so a helper changed elsewhere would leave a stale kernel beh
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+Float64s = npt.NDArray[np.float64]
+Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Integer = int | np.int64
 
 VERSION: Final = 1  # part of every spec's fingerprint: raise it when an output changes its meaning
 
@@ -169,7 +176,7 @@ B_ASK_DOWN = 24
 B_BID_FLIP = 32
 B_ASK_FLIP = 40
 
-# --- outputs for ticks: first those with heavy tails, see `compress`, then shares and balances ----------------------------------------------------------------------------
+# --- outputs for ticks: first those with heavy tails, see `compress`, then shares and balances ----
 (
     RETURN_TICK,
     RETURN_SHORT,
@@ -253,7 +260,7 @@ TICK_HEAVY: Final = 48
 ) = range(48, 76)
 TICK_OUTPUTS: Final = 76
 
-# --- outputs for vectors: two of the instrument, eight of each column, then the rank of each -------
+# --- outputs for vectors: two of the instrument, eight of each column, then the rank of each ------
 VECTOR_OUTPUTS: Final = 2
 COLUMN_OUTPUTS: Final = 8
 C_CHANGE = 0  # mean and count of the size of the non-zero changes
@@ -324,22 +331,22 @@ L7: Final = np.float32(-2.4999993993e-1)
 L8: Final = np.float32(3.3333331174e-1)
 
 
-@intrinsic
-def prefetch(typing_context, array, row, column):  # noqa: ARG001
+def _prefetch(typing_context: Any, array: Any, row: Any, column: Any) -> Any:  # noqa: ANN401, ARG001
     """Ask for the cache line of `array[row, column]`, which must exist; computes nothing.
 
     With 1,000 instruments the state no longer fits into the second-level cache, and a tick would
     wait for its lines one after the other.
     """
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        tools: Any = cgutils  # untyped
         kind = signature.args[0]
         matrix = context.make_array(kind)(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(
+        pointer = tools.get_item_pointer(
             context, builder, kind, matrix, list(arguments[1:]), wraparound=False
         )
         byte_pointer, number = cgutils.voidptr_t, cgutils.int32_t
-        kind = cgutils.ir.FunctionType(cgutils.ir.VoidType(), [byte_pointer, *[number] * 3])
+        kind = tools.ir.FunctionType(tools.ir.VoidType(), [byte_pointer, *[number] * 3])
         fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer], kind)
         read, keep, data = number(0), number(3), number(1)
         builder.call(fetch, [builder.bitcast(pointer, byte_pointer), read, keep, data])
@@ -348,15 +355,18 @@ def prefetch(typing_context, array, row, column):  # noqa: ARG001
     return types.void(array, types.intp, types.intp), generate
 
 
+prefetch: Any = intrinsic(_prefetch)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def home(key, mask):
+def home(key: Integer, mask: Integer) -> Integer:
     """Where the search for `key` starts: Fibonacci hashing over a power of two."""
     mixed = np.uint64(key) * MULTIPLIER
     return np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def find(key, table, keys):
+def find(key: Integer, table: Int32s, keys: Int64s) -> Integer:
     """Row of `key`, or -1."""
     mask = table.shape[0] - 1
     at = home(key, mask)
@@ -370,7 +380,7 @@ def find(key, table, keys):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def insert(key, slot, table):
+def insert(key: Integer, slot: Integer, table: Int32s) -> None:
     """Enter `key`, which must not be in the table; the table is at most half full."""
     mask = table.shape[0] - 1
     at = home(key, mask)
@@ -380,7 +390,7 @@ def insert(key, slot, table):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def remove(key, table, keys):
+def remove(key: Integer, table: Int32s, keys: Int64s) -> None:
     """Take `key`, which must be in the table, out, and close the hole behind it.
 
     Backward shift (Knuth, TAOCP 3, 6.4, algorithm R): an entry moves into the hole unless its
@@ -404,7 +414,7 @@ def remove(key, table, keys):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def touch(slot, links):
+def touch(slot: Integer, links: Int32s) -> None:
     """Make `slot` the most recently seen. Row `len - 1` of `links` is the list's sentinel.
 
     Column 0 leads towards older rows, column 1 towards newer ones.
@@ -425,7 +435,7 @@ def touch(slot, links):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def order_of(links, out):
+def order_of(links: Int32s, out: Int32s) -> None:
     """Write the rows in use, from the least to the most recently seen; `out` has their number."""
     slot = links[links.shape[0] - 1, 1]
     for k in range(out.shape[0]):
@@ -434,11 +444,11 @@ def order_of(links, out):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def claim(key, table, keys, links, head):
+def claim(key: Integer, table: Int32s, keys: Int64s, links: Int32s, head: Int64s) -> Integer:
     """Row for a new instrument: a free one, or that of the least recently seen (evicted)."""
     end = links.shape[0] - 1
     if head[H_USED] < end:
-        slot = head[H_USED]
+        slot: Integer = head[H_USED]
         head[H_USED] += 1
     else:
         slot = np.int64(links[end, 1])
@@ -451,7 +461,7 @@ def claim(key, table, keys, links, head):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def plausible(ts, head, jump):
+def plausible(ts: Integer, head: Int64s, jump: Integer) -> bool:
     """Whether `ts` fits the partition's clock, which is the latest plausible time so far.
 
     A time further than `jump` from it is refused once; the next tick, if it is near the refused
@@ -472,7 +482,7 @@ def plausible(ts, head, jump):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def observed(mean, x, count):
+def observed(mean: float, x: float, count: float) -> float:
     """Slow scale after its `count`-th observation x, which counts for at most `OUTLIER` times it.
 
     The mean of the first P_SLOW observations (`count` stays there), then an exponential average.
@@ -483,19 +493,19 @@ def observed(mean, x, count):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def inverse(x):
+def inverse(x: float) -> float:
     """1 / x, and 0 where x is not above 0: what has no scale yet has no feature yet."""
     return 1.0 / x if x > 0.0 else 0.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def contrast(a, b, offset):
-    """x with sign(x) log(1 + |x|) = log((a + offset) / (b + offset)), for a, b >= 0."""
+def contrast(a: float, b: float, offset: float) -> float:
+    """Return x with sign(x) log(1 + |x|) = log((a + offset) / (b + offset)), for a, b >= 0."""
     return (a - b) / (min(a, b) + offset)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def compress(values, heavy):
+def compress(values: Float32s, heavy: Integer) -> None:
     """Replace x by sign(x) log(1 + |x|) in the first `heavy` columns.
 
     The logarithm is computed in single precision from the bits of the number, without branches,
@@ -528,7 +538,9 @@ def compress(values, heavy):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def arrive(ts, slot, ints, floats, par):
+def arrive(
+    ts: Integer, slot: Integer, ints: Int64s, floats: Float64s, par: Int64s
+) -> tuple[Integer, bool]:
     """Advance the instrument's clock to `ts`.
 
     Returns
@@ -559,7 +571,7 @@ def arrive(ts, slot, ints, floats, par):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def begin(slot, floats, singles, ints, short):
+def begin(slot: Integer, floats: Float64s, singles: Float32s, ints: Int64s, short: Integer) -> None:
     """Begin the windows of one instrument anew; its slow scales stay."""
     ints[slot, I_COUNT:I_HASH_POS] = 0
     ints[slot, I_FLAGS] = 0
@@ -575,7 +587,16 @@ def begin(slot, floats, singles, ints, short):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def end_block(slot, floats, singles, short, new_wide, wide, new_narrow, narrow):
+def end_block(
+    slot: Integer,
+    floats: Float64s,
+    singles: Float32s,
+    short: Integer,
+    new_wide: Float64s,
+    wide: Float64s,
+    new_narrow: Float32s,
+    narrow: Float32s,
+) -> None:
     """Take in the last event of a block, write the window, and fold the block from its end."""
     line = F_BLOCK + WIDE * short
     for k in range(WIDE):
@@ -607,9 +628,24 @@ def end_block(slot, floats, singles, short, new_wide, wide, new_narrow, narrow):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def update_ticks(
-    words, par, rates, floats, singles, ints, hashes, keys, table, links, head,
-    values, ready, quality, slots, out_keys, out_ts,
-):  # fmt: skip
+    words: Int64s,
+    par: Int64s,
+    rates: Float64s,
+    floats: Float64s,
+    singles: Float32s,
+    ints: Int64s,
+    hashes: npt.NDArray[np.uint32],
+    keys: Int64s,
+    table: Int32s,
+    links: Int32s,
+    head: Int64s,
+    values: Float32s,
+    ready: npt.NDArray[np.bool_],
+    quality: npt.NDArray[np.uint16],
+    slots: Int32s,
+    out_keys: Int64s,
+    out_ts: Int64s,
+) -> None:
     """Update the state with `n` ticks and write their features.
 
     Parameters
@@ -692,7 +728,7 @@ def update_ticks(
             head[H_CLOCK] = max(ts, head[H_CLOCK])
         elif not plausible(ts, head, jump):
             reason = Q_IMPLAUSIBLE_TIME
-        slot = np.int64(-1)
+        slot: Integer = np.int64(-1)
         if reason == 0:
             at = home(key, mask)
             slot = np.int64(table[at])
@@ -856,7 +892,7 @@ def update_ticks(
         adds = False
         bid_cancels = False
         ask_cancels = False
-        if (action == ACTION_ADD or action == ACTION_CANCEL) and (side == BID or side == ASK):
+        if action in (ACTION_ADD, ACTION_CANCEL) and side in (BID, ASK):
             if action == ACTION_ADD:
                 adds = True
             elif side == BID:
@@ -865,12 +901,7 @@ def update_ticks(
             else:
                 ask_cancels = True
                 ask_cancelled = float(size)
-        elif (
-            action == NONE
-            or action == ACTION_MODIFY
-            or action == ACTION_ADD
-            or action == ACTION_CANCEL
-        ):
+        elif action in (NONE, ACTION_MODIFY, ACTION_ADD, ACTION_CANCEL):
             adds = bid_flow > 0.0 or ask_flow > 0.0
             bid_cancels = bid_flow < 0.0
             ask_cancels = ask_flow < 0.0
@@ -1325,8 +1356,21 @@ def update_ticks(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def update_column(
-    floats, slot, at, x, since, count, position, short, long_window, most, values, i, first, rank
-):
+    floats: Float64s,
+    slot: Integer,
+    at: Integer,
+    x: float,
+    since: Integer,
+    count: Integer,
+    position: Integer,
+    short: Integer,
+    long_window: Integer,
+    most: float,
+    values: Float32s,
+    i: Integer,
+    first: Integer,
+    rank: Integer,
+) -> None:
     """Update one column of one instrument with `x`, and write its outputs.
 
     The column's state begins at `floats[slot, at]`; `count` values lie in its ring, the next goes
@@ -1395,9 +1439,21 @@ def update_column(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def update_vectors(
-    data, in_keys, in_ts, par, floats, ints, keys, table, links, head,
-    values, ready, quality, slots,
-):  # fmt: skip
+    data: Float32s,
+    in_keys: Int64s,
+    in_ts: Int64s,
+    par: Int64s,
+    floats: Float64s,
+    ints: Int64s,
+    keys: Int64s,
+    table: Int32s,
+    links: Int32s,
+    head: Int64s,
+    values: Float32s,
+    ready: npt.NDArray[np.bool_],
+    quality: npt.NDArray[np.uint16],
+    slots: Int32s,
+) -> None:
     """Update the state with `n` vectors of C columns and write their features.
 
     Parameters

@@ -25,6 +25,7 @@ class Scale:
         self.most, self.capped, self.mean, self.count = most, capped, 0.0, 0
 
     def add(self, x: float) -> None:
+        """Observe x."""
         self.count = min(self.count + 1, self.most)
         if self.capped and self.mean > 0:
             x = min(x, OUTLIER * self.mean)
@@ -42,14 +43,17 @@ def log_ratio(a: float, b: float) -> float:
 
 
 def ratio(a: float, b: float) -> float:
+    """Without a scale there is no feature."""
     return a / b if b > 0 else 0.0
 
 
 def mean(xs: list[float]) -> float:
+    """Arithmetic mean."""
     return math.fsum(xs) / len(xs)
 
 
 def sd(xs: list[float]) -> float:
+    """Population standard deviation."""
     m = mean(xs)
     return math.sqrt(mean([(x - m) ** 2 for x in xs]))
 
@@ -84,6 +88,7 @@ class TickOracle:
         self.hashes: dict[int, list[bytes]] = {}
 
     def plausible(self, ts: int) -> bool:
+        """Whether a time fits the partition's clock, or is confirmed by the one before."""
         jump = self.spec.jump_s * 1e9
         if self.clock is None or abs(ts - self.clock) <= jump:
             self.clock = max(ts, self.clock or ts)
@@ -167,7 +172,10 @@ class TickOracle:
             new["ask_sz"] = int(new["ask"] is not None)
         return new, quality
 
-    def features(self, p: Past, tick: Any, wait: float, fresh: bool) -> tuple[list[float], int]:
+    def features(  # noqa: PLR0912 - one tick from the record to the scales, in order
+        self, p: Past, tick: Any, wait: float, fresh: bool
+    ) -> tuple[list[float], int]:
+        """Take a tick into the past; its features and what is unusual about it."""
         now, scale = p.now, p.scale
         action, side = chr(tick["action"]), chr(tick["side"])
         trade = action == "T"
@@ -309,6 +317,7 @@ class TickOracle:
         return [values[n] for n in self.spec.names], quality
 
     def values(self, p: Past, row: dict[str, float], size_z: float) -> dict[str, float]:
+        """Features by name, from the session's rows and the scales before the last of them."""
         spec, scale = self.spec, p.scale
         w = p.rows[-spec.short_window :]
         n = len(w)
@@ -438,6 +447,7 @@ class VectorOracle(TickOracle):
     """The features of named columns."""
 
     def update_vector(self, key: int, ts: int, x: list[float]) -> tuple[list[float], bool, int]:
+        """Features in the order of the spec, ready, quality."""
         spec = self.spec
         zeros = [0.0] * len(spec.names)
         quality = 0
@@ -469,14 +479,15 @@ class VectorOracle(TickOracle):
                 p.scale["dt"].add(wait)
             p.scale["waiting"].add(float(wait > 0))
         for c, name in enumerate(spec.columns):
-            of = self.column(p, p.columns[c], [r[str(c)] for r in p.rows])  # type: ignore[attr-defined]
+            of = self.column(p.columns[c], [r[str(c)] for r in p.rows])  # type: ignore[attr-defined]
             for key_, value in of.items():
                 values[f"{name}.{key_.format(w=W, l=L)}"] = value
         ready = p.events >= spec.warmup and len(p.rows) >= spec.short_window
         late_bit = int(Quality.LATE) if late else 0
         return [values[n] for n in spec.names], ready, late_bit
 
-    def column(self, p: Past, state: dict[str, Any], xs: list[float]) -> dict[str, float]:
+    def column(self, state: dict[str, Any], xs: list[float]) -> dict[str, float]:
+        """Features of one column whose values in the session are `xs`."""
         spec = self.spec
         x = xs[-1]
         slow, variance, known = state["slow"]

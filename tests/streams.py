@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from detector.ticks import (
@@ -42,7 +44,8 @@ def market(n: int, instruments: int, seed: int) -> TickArray:
 
 def roughened(ticks: TickArray, seed: int) -> TickArray:
     """The same stream with missing sides, crossed and locked books, zero and absent sizes, prices
-    that are not positive, late, repeated, far-future and timeless ticks, halts and wild values."""
+    that are not positive, late, repeated, far-future and timeless ticks, halts and wild values.
+    """
     rng = np.random.default_rng(seed)
     ticks = ticks.copy()
     n = len(ticks)
@@ -85,7 +88,7 @@ def batches(ticks: TickArray, cuts: list[int]) -> list[TickBatch]:
     """The stream in pieces that end at `cuts`."""
     whole = TickBatch.from_ticks(ticks)
     edges = [0, *sorted(min(c, len(ticks)) for c in cuts), len(ticks)]
-    return [whole[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [whole[a:b] for a, b in pairwise(edges)]
 
 
 def vectors(n: int, columns: int, instruments: int, seed: int) -> VectorBatch:

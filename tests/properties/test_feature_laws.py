@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,7 +56,7 @@ def test_batches_of_vectors_change_nothing(seed: int, edges: list[int]) -> None:
     batch = vectors(400, 2, 3, seed)
     bank = spec.bank()
     ends = [0, *sorted(edges), 400]
-    pieces = [bank.update(batch[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    pieces = [bank.update(batch[a:b]) for a, b in pairwise(ends)]
     same([spec.bank().update(batch)], pieces)
 
 
