@@ -330,6 +330,8 @@ class Publisher:
                 "partitioner": "murmur2_random",  # that of Kafka's Java clients
                 "compression.type": "lz4",
                 "message.max.bytes": 64 * 1024 * 1024,
+                "queue.buffering.max.messages": 10_000,
+                "queue.buffering.max.kbytes": 128 * 1024,
                 **connection.settings(),
                 "enable.idempotence": True,
                 "message.timeout.ms": 0,
