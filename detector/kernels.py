@@ -597,33 +597,49 @@ def end_block(
     new_narrow: Float32s,
     narrow: Float32s,
 ) -> None:
-    """Take in the last event of a block, write the window, and fold the block from its end."""
+    """Take in the last event of a block, write the window, and fold the block from its end.
+
+    The widths are taken from the arrays, not from the constants: loops of unknown length become
+    vector instructions, short ones of known length are unrolled instead.
+    """
+    columns = new_wide.shape[0]
+    sums = columns - (WIDE - WIDE_SUMS)
     line = F_BLOCK + WIDE * short
-    for k in range(WIDE):
-        new = new_wide[k]
-        so_far = floats[slot, F_BLOCK + k]
-        wide[k] = so_far + new if k < WIDE_SUMS else max(so_far, new)
-        floats[slot, F_BLOCK + k] = 0.0 if k < WIDE_SUMS else LEAST
-        floats[slot, line + k] = new
+    for k in range(sums):
+        wide[k] = floats[slot, F_BLOCK + k] + new_wide[k]
+        floats[slot, F_BLOCK + k] = 0.0
+    for k in range(sums, columns):
+        wide[k] = max(floats[slot, F_BLOCK + k], new_wide[k])
+        floats[slot, F_BLOCK + k] = LEAST
+    for k in range(columns):
+        floats[slot, line + k] = new_wide[k]
     for _ in range(short - 1):
         line -= WIDE
-        for k in range(WIDE):
-            new = floats[slot, line + k]
-            later = floats[slot, line + WIDE + k]
-            floats[slot, line + k] = new + later if k < WIDE_SUMS else max(new, later)
+        for k in range(sums):
+            new_wide[k] += floats[slot, line + k]
+        for k in range(sums, columns):
+            new_wide[k] = max(new_wide[k], floats[slot, line + k])
+        for k in range(columns):
+            floats[slot, line + k] = new_wide[k]
+    columns = new_narrow.shape[0]
+    sums = columns - (NARROW - NARROW_SUMS)
     line = NARROW * short
-    for k in range(NARROW):
-        new_n = new_narrow[k]
-        so_far_n = singles[slot, k]
-        narrow[k] = so_far_n + new_n if k < NARROW_SUMS else max(so_far_n, new_n)
-        singles[slot, k] = 0.0 if k < NARROW_SUMS else LEAST
-        singles[slot, line + k] = new_n
+    for k in range(sums):
+        narrow[k] = singles[slot, k] + new_narrow[k]
+        singles[slot, k] = ZERO
+    for k in range(sums, columns):
+        narrow[k] = max(singles[slot, k], new_narrow[k])
+        singles[slot, k] = LEAST
+    for k in range(columns):
+        singles[slot, line + k] = new_narrow[k]
     for _ in range(short - 1):
         line -= NARROW
-        for k in range(NARROW):
-            new_n = singles[slot, line + k]
-            later_n = singles[slot, line + NARROW + k]
-            singles[slot, line + k] = new_n + later_n if k < NARROW_SUMS else max(new_n, later_n)
+        for k in range(sums):
+            new_narrow[k] += singles[slot, line + k]
+        for k in range(sums, columns):
+            new_narrow[k] = max(new_narrow[k], singles[slot, line + k])
+        for k in range(columns):
+            singles[slot, line + k] = new_narrow[k]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -701,13 +717,19 @@ def update_ticks(
         if i + NEAR < count_rows and slots[i + NEAR] >= 0:
             soon = slots[i + NEAR]
             at = ints[soon, I_POS]
-            line = F_BLOCK + WIDE * (at + 1)
-            prefetch(floats, soon, line)
-            prefetch(floats, soon, line + LINE)
-            prefetch(floats, soon, line + 2 * LINE)
-            prefetch(floats, soon, line + 2 * WIDE - 1)
-            prefetch(singles, soon, NARROW * (at + 1))
-            prefetch(singles, soon, NARROW * (at + 2))
+            if at + 1 < short:
+                line = F_BLOCK + WIDE * (at + 1)
+                prefetch(floats, soon, line)
+                prefetch(floats, soon, line + LINE)
+                prefetch(floats, soon, line + 2 * LINE)
+                prefetch(floats, soon, line + 2 * WIDE - 1)
+                prefetch(singles, soon, NARROW * (at + 1))
+                prefetch(singles, soon, NARROW * (at + 2))
+            else:  # its block ends: all of it will be folded
+                for k in range(F_BLOCK + WIDE, floats.shape[1], LINE):
+                    prefetch(floats, soon, k)
+                for k in range(NARROW, singles.shape[1], 2 * LINE):
+                    prefetch(singles, soon, k)
             prefetch(ints, soon, I_RING + 2 * at)
             prefetch(hashes, soon, ints[soon, I_HASH_POS])
 

@@ -43,8 +43,10 @@ def market(n: int, instruments: int, seed: int) -> TickArray:
 
 
 def roughened(ticks: TickArray, seed: int) -> TickArray:
-    """The same stream with missing sides, crossed and locked books, zero and absent sizes, prices
-    that are not positive, late, repeated, far-future and timeless ticks, halts and wild values.
+    """The same stream, as a broken feed would send it.
+
+    Missing sides, crossed and locked books, zero and absent sizes, prices that are not positive,
+    late, repeated, far-future and timeless ticks, halts and wild values.
     """
     rng = np.random.default_rng(seed)
     ticks = ticks.copy()
