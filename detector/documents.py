@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from detector.config import OWNED_PROPERTIES, Config
+from detector.features import features_markdown
 from detector.metrics import Metrics
 
 _CONFIGURATION_HEAD: Final = """# Configuration
@@ -81,6 +82,7 @@ def metrics_markdown() -> str:
 
 DOCUMENTS: Final[Mapping[str, Callable[[], str]]] = {
     "configuration.md": configuration_markdown,
+    "features.md": features_markdown,
     "metrics.md": metrics_markdown,
 }
 
