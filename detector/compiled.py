@@ -126,7 +126,8 @@ class CompiledForward:
             return ops.stack([stage1, stage2]), latent
 
         signature = tf.TensorSpec((size, features), tf.float32)
-        self._function = tf.function(both, jit_compile=False).get_concrete_function(signature)
+        compiled = tf.function(both, jit_compile=False, autograph=False)
+        self._function = compiled.get_concrete_function(signature)
 
     def __call__(self, *, latent: bool = False) -> tuple[Float32, Float32 | None]:
         """Run on the buffer's present contents."""

@@ -7,6 +7,8 @@ matrix and by `tapewatch train` on a row store.
 References
 ----------
 Kingma, Ba (2015), "Adam: a method for stochastic optimization", ICLR.
+Glorot, Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks",
+AISTATS.
 Loshchilov, Hutter (2017), "SGDR: stochastic gradient descent with warm restarts", ICLR: the cosine
 decay, here without restarts.
 Chan, Golub, LeVeque (1983), "Algorithms for computing the sample variance", The American
@@ -16,8 +18,10 @@ Statistician 37(3): merging the moments of chunks.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -44,6 +48,9 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 CombinationName = Literal["weighted", "sum"]
 Chunks = Callable[[], Iterator[Float32]]
+
+_FITTING = threading.Lock()
+"""Stages of one shape share their compiled functions, so one model is fitted at a time."""
 
 LEAST_ROWS: Final = 2
 MEDIAN_ROWS: Final = 1_000_000
@@ -148,12 +155,17 @@ def fit_two_stage(
     """
     if len(rows) < LEAST_ROWS:
         raise TooFewRowsError(f"{len(rows)} rows to fit, at least {LEAST_ROWS} are needed")
-    tell = tell or (lambda *_: None)
+    with _FITTING:
+        return _fit(rows, later, recipe, tell or (lambda *_: None))
+
+
+def _fit(rows: Rows, later: Rows | None, recipe: Recipe, tell: Tell) -> Fitted:
     rng = np.random.default_rng(recipe.seed)
     seed1, seed2, order1, order2 = rng.integers(0, 2**31 - 1, 4).tolist()
     normaliser = fit_normaliser(rows, recipe.own_rows, recipe.clip)
 
-    stage1 = _Stage((recipe.hidden, "tanh"), recipe.latent, rows.features, seed1)
+    stage1 = _stage((recipe.hidden, "tanh"), recipe.latent, rows.features)
+    stage1.start(seed1)
     history1 = stage1.fit(
         _orders(rows, normaliser, order1),
         None if not later else lambda: later.normalised(normaliser),
@@ -169,7 +181,8 @@ def fit_two_stage(
             yield ((encode(z) - centre) / scale).astype(np.float32)
 
     shuffled2 = _orders(rows, normaliser, order2)
-    stage2 = _Stage(None, recipe.stage2_latent, recipe.latent, seed2)
+    stage2 = _stage(None, recipe.stage2_latent, recipe.latent)
+    stage2.start(seed2)
     history2 = stage2.fit(
         lambda: latents(shuffled2()),
         None if not later else lambda: latents(later.normalised(normaliser)),
@@ -272,25 +285,17 @@ class _Stage:
         Units and activation of a hidden layer on both sides, or None for a linear autoencoder.
     latent, width
         Units of the latent; columns of the input.
-    seed
-        Of the initial weights.
     """
 
-    def __init__(self, hidden: tuple[int, str] | None, latent: int, width: int, seed: int) -> None:
+    def __init__(self, hidden: tuple[int, str] | None, latent: int, width: int) -> None:
         self._tf = load_tensorflow()
         import keras  # noqa: PLC0415
 
-        seeds = iter(np.random.default_rng(seed).integers(0, 2**31 - 1, 4).tolist())
         self.layers: list[Any] = []
 
         def dense(units: int, activation: str | None, x: Tensor) -> Tensor:
-            layer = keras.layers.Dense(
-                units,
-                activation,
-                kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-            )
-            self.layers.append(layer)
-            return layer(x)
+            self.layers.append(keras.layers.Dense(units, activation))
+            return self.layers[-1](x)
 
         inputs = x = keras.Input((width,))
         x = dense(*hidden, x) if hidden else x
@@ -299,6 +304,25 @@ class _Stage:
         self._autoencoder = keras.Model(inputs, dense(width, None, x))
         self._encoder = keras.Model(inputs, code)
         self._width = width
+        self._learning_rate = keras.Variable(0.0)
+        self._steps = keras.Variable(1.0)
+        self._optimizer = keras.optimizers.Adam(_cosine(self._learning_rate, self._steps))
+        self._optimizer.build(self._autoencoder.trainable_variables)
+        self._learn, self._measure = self._compiled()
+
+    def start(self, seed: int) -> None:
+        """Begin anew: initial weights from the seed, no memory of earlier training.
+
+        Kernels are uniform between plus and minus sqrt(6 / (inputs + outputs)), biases zero (Glorot
+        and Bengio 2010).
+        """
+        rng = np.random.default_rng(seed)
+        for layer in self.layers:
+            shape = layer.kernel.shape
+            bound = math.sqrt(6 / sum(shape))
+            layer.set_weights([rng.uniform(-bound, bound, shape), np.zeros(shape[1])])
+        for variable in self._optimizer.variables:
+            variable.assign(np.zeros(variable.shape))
 
     def encoder(self, x: Float32) -> Float32:
         """`(n, latent)` latent of `(n, width)` inputs."""
@@ -325,16 +349,18 @@ class _Stage:
         steps = math.ceil(n / batch)
         epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps))
         patience = recipe.patience * math.ceil(epochs / recipe.epochs)
-        learn, measure = self._compiled(recipe.learning_rate, epochs * steps, batch)
+        self._learning_rate.assign(recipe.learning_rate)
+        self._steps.assign(epochs * steps)
+        size = self._tf.constant(batch)
         training = self._passes(chunks)
         testing = None if later is None else self._passes(later)
         losses: list[float] = []
         later_losses: list[float] = []
         best, kept = 0, self._autoencoder.get_weights()
         for epoch in range(epochs):
-            losses.append(_mean_error(learn, training))
+            losses.append(_mean_error(lambda chunk: self._learn(chunk, size), training))
             if testing is not None:
-                later_losses.append(_mean_error(measure, testing))
+                later_losses.append(_mean_error(self._measure, testing))
             if testing is None or later_losses[-1] <= min(later_losses):
                 best, kept = epoch, self._autoencoder.get_weights()
             tell(epoch + 1, epochs, (later_losses or losses)[-1])
@@ -343,37 +369,38 @@ class _Stage:
         self._autoencoder.set_weights(kept)
         return History(tuple(losses), tuple(later_losses), best)
 
-    def _compiled(
-        self, learning_rate: float, steps: int, batch: int
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Compile learning from a chunk, batch by batch, and measuring a chunk.
+    def _compiled(self) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Compile learning from a chunk in batches of a given size, and measuring a chunk.
 
         Both return the sum of the rows' mean squared errors. The loop over batches is inside the
         compiled function; a `tf.data` loop inside it, or one call per batch, is slower by far.
         """
-        import keras  # noqa: PLC0415
         from keras import ops  # noqa: PLC0415
 
-        tf, model = self._tf, self._autoencoder
+        tf, model, optimizer = self._tf, self._autoencoder, self._optimizer
         variables = model.trainable_variables
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        optimizer = keras.optimizers.Adam(schedule)
-        optimizer.build(variables)
-        signature = [tf.TensorSpec((None, self._width), tf.float32)]
+        rows_of = tf.TensorSpec((None, self._width), tf.float32)
 
-        @tf.function(input_signature=signature)
-        def learn(chunk: Tensor) -> Tensor:
-            rows = tf.shape(chunk)[0]
-            total = tf.constant(0.0)
-            for start in tf.range(0, rows, batch):
+        @tf.function(input_signature=[rows_of, tf.TensorSpec((), tf.int32)], autograph=False)
+        def learn(chunk: Tensor, batch: Tensor) -> Tensor:
+            def step(start: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
                 x = chunk[start : start + batch]
                 with tf.GradientTape() as tape:
                     loss = ops.mean(ops.square(model(x, training=True) - x))
                 optimizer.apply(tape.gradient(loss, variables), variables)
-                total += loss * tf.cast(tf.shape(x)[0], tf.float32)
+                return start + batch, total + loss * tf.cast(tf.shape(x)[0], tf.float32)
+
+            rows = tf.shape(chunk)[0]
+            # One step at a time: each reads the weights that the one before it wrote.
+            _, total = tf.while_loop(
+                lambda start, _: start < rows,
+                step,
+                (tf.constant(0), tf.constant(0.0)),
+                parallel_iterations=1,
+            )
             return total
 
-        @tf.function(input_signature=signature)
+        @tf.function(input_signature=[rows_of], autograph=False)
         def measure(chunk: Tensor) -> Tensor:
             squares = ops.square(model(chunk, training=False) - chunk)
             return ops.sum(ops.mean(squares, axis=1))
@@ -418,6 +445,25 @@ def _mean_error(run: Callable[[Tensor], Tensor], passes: Iterator[Iterator[Tenso
         total += float(run(chunk))
         n += int(chunk.shape[0])
     return total / n
+
+
+@lru_cache(maxsize=8)
+def _stage(hidden: tuple[int, str] | None, latent: int, width: int) -> _Stage:
+    """Return the stage of this shape: tracing one takes longer than training it on few rows."""
+    return _Stage(hidden, latent, width)
+
+
+def _cosine(initial: Tensor, steps: Tensor) -> Any:  # noqa: ANN401
+    """Learning rate from `initial` to zero along a cosine in `steps` steps, both variables."""
+    import keras  # noqa: PLC0415
+    from keras import ops  # noqa: PLC0415
+
+    class Cosine(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        def __call__(self, step: Tensor) -> Tensor:
+            done = ops.minimum(ops.cast(step, "float32") / steps, 1.0)
+            return initial * 0.5 * (1.0 + ops.cos(math.pi * done))
+
+    return Cosine()
 
 
 def batch_size_for(rows: int, batch_size: int) -> int:
