@@ -187,11 +187,11 @@ class _Run:
             self._daemon.wait_ready()
             self._view.live(self._scenario, self._threshold, self._daemon.metrics_url)
             began = time.monotonic()
-            with _Feeder(connection, TOPICS.ticks, self._scenario) as feeder:
+            with Feeder(connection, TOPICS.ticks, self._scenario) as feeder:
                 last = self._watch(feeder, subscriber)
             return last, time.monotonic() - began
 
-    def _watch(self, feeder: _Feeder, subscriber: _Subscriber) -> Moment:
+    def _watch(self, feeder: Feeder, subscriber: _Subscriber) -> Moment:
         """Look until the daemon has caught up and every event it published is read."""
         deadline, settled = float("inf"), 0
         while True:
@@ -273,7 +273,7 @@ class _StoppedError(Exception):
     """The feeder was told to stop."""
 
 
-class _Feeder(_Background):
+class Feeder(_Background):
     """Publishes the live part at its pace, never further ahead of the daemon than is safe.
 
     Attributes

@@ -278,7 +278,7 @@ class _ScoreChart:
     def add(self, moment: Moment) -> None:
         """Take the scores since the last bar."""
         scores = moment.reading.scores
-        self._bars.append(_highest_bucket(self._before, scores))
+        self._bars.append(highest_bucket(self._before, scores))
         self._before = scores
 
     def panel(self, width: int) -> Panel:
@@ -314,7 +314,7 @@ class _ScoreChart:
         return Text("▁▂▃▄▅▆▇█"[min(7, int(filled * 8))], style=style)
 
 
-def _highest_bucket(before: Histogram, after: Histogram) -> tuple[float, float]:
+def highest_bucket(before: Histogram, after: Histogram) -> tuple[float, float]:
     """Return the bounds of the highest bucket that counted more than before; zeros if none."""
     low = was_below = below = 0.0
     found = (0.0, 0.0)
