@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from detector.errors import FailedError, RefusedError
+from training.demo.command import demo
 
 if TYPE_CHECKING:
     from detector.artifact import Artifact
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
     """Add the offline commands to the command line."""
     app.command()(train)
     app.command()(score)
+    app.command()(demo)
     app.add_typer(model_app, name="model")
 
 
