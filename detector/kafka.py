@@ -7,6 +7,7 @@ what it hands over are bytes, offsets and acknowledgements.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -34,6 +35,8 @@ from detector.errors import FailedError
 
 Headers = Sequence[tuple[str, bytes]]
 ConsumerProtocol: Final = "cooperative-sticky"
+_PARTITION: Final = cast("Callable[[Message], int]", Message.partition)  # of what was consumed
+_OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
 _IDLE_S: Final = 0.1
 _STATISTICS_MS: Final = 2000
 _UNUSABLE: Final = frozenset(
@@ -263,32 +266,40 @@ class TickConsumer:
         self._consumer.close()
 
     def _without_errors(self, messages: list[Message]) -> list[Message]:
-        errors = [error for m in messages if (error := m.error()) is not None]
-        if not errors:
+        errors = list(map(Message.error, messages))
+        if errors.count(None) == len(messages):
             return messages
         for error in errors:
+            if error is None:
+                continue
             self.health.on_error(error)
             if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 self.health.fatal = KafkaUnusableError(
                     f"Kafka: topic {self._topic} does not exist (any more)"
                 )
-        return [m for m in messages if m.error() is None]
+        return [m for m, error in zip(messages, errors, strict=True) if error is None]
 
     def _by_partition(self, messages: list[Message]) -> list[PartitionMessages]:
+        """Group messages; several passes by `map` are faster than one pass of Python code."""
         if not messages:
             return []
         n = len(messages)
-        partitions = np.fromiter([m.partition() for m in messages], np.int32, n)
-        offsets = np.fromiter([m.offset() for m in messages], np.int64, n)
-        values = [m.value() for m in messages]
-        if (partitions == partitions[0]).all():
-            return [PartitionMessages(int(partitions[0]), values, offsets, messages)]
+        partitions = np.fromiter(map(_PARTITION, messages), np.int32, n)
+        offsets = np.fromiter(map(_OFFSET, messages), np.int64, n)
+        values = list(map(Message.value, messages))
+        # A fetch brings long runs of one partition: slices, not rows one by one.
+        edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), n]
+        runs: dict[int, list[slice]] = {}
+        for start, stop in itertools.pairwise(edges):
+            runs.setdefault(int(partitions[start]), []).append(slice(start, stop))
         return [
             PartitionMessages(
-                partition, [values[i] for i in rows], offsets[rows], [messages[i] for i in rows]
+                partition,
+                list(itertools.chain.from_iterable(values[run] for run in mine)),
+                np.concatenate([offsets[run] for run in mine]),
+                list(itertools.chain.from_iterable(messages[run] for run in mine)),
             )
-            for partition in np.unique(partitions).tolist()
-            for rows in (np.flatnonzero(partitions == partition),)
+            for partition, mine in sorted(runs.items())
         ]
 
     def _committed(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
