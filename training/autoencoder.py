@@ -58,7 +58,7 @@ class TwoStageDetector(
         z-scores are cut off at plus and minus this.
     epochs : int, default=15
         Passes over the data, at most; more where the data are so few that this would be fewer than
-        500 gradient steps.
+        500 gradient steps, up to 100 passes.
     batch_size : int, default=256
         Rows of one gradient step; at most a tenth of the rows.
     learning_rate : float, default=2e-3

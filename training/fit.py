@@ -53,6 +53,10 @@ _FITTING = threading.Lock()
 """Stages of one shape share their compiled functions, so one model is fitted at a time."""
 
 LEAST_ROWS: Final = 2
+
+MOST_EPOCHS: Final = 100
+"""Passes over very few rows, unless more are asked for."""
+
 MEDIAN_ROWS: Final = 1_000_000
 """Most rows whose errors are held in memory to find their medians."""
 
@@ -71,7 +75,7 @@ class Recipe:
         Passes over the rows, at most.
     least_steps
         Rows so few that `epochs` passes are fewer gradient steps than this are passed over more
-        often.
+        often, up to 100 times.
     batch_size
         Rows of one gradient step.
     learning_rate
@@ -347,7 +351,7 @@ class _Stage:
         """
         batch = batch_size_for(n, recipe.batch_size)
         steps = math.ceil(n / batch)
-        epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps))
+        epochs = max(recipe.epochs, min(math.ceil(recipe.least_steps / steps), MOST_EPOCHS))
         patience = recipe.patience * math.ceil(epochs / recipe.epochs)
         self._learning_rate.assign(recipe.learning_rate)
         self._steps.assign(epochs * steps)
