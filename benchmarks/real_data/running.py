@@ -275,7 +275,7 @@ def expect(desk: Desk, fmt: Format, records: Sequence[Record], batch: int = 777)
         artifact.features,
         Scorer(artifact),
         PipelineSpec(topic=desk.ticks),
-        SymbolMap(desk.symbols),
+        SymbolMap({**artifact.symbols, **desk.symbols}),
     )
     decoder = make_decoder(fmt, columns=artifact.features.columns or None)
     by_partition: dict[int, list[Record]] = defaultdict(list)
