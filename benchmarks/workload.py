@@ -9,33 +9,21 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from detector.artifact import (
-    REFERENCE_BINS,
-    Architecture,
-    Artifact,
-    Features,
-    Manifest,
-    ThresholdSection,
-    Training,
-    read_artifact,
-    write_artifact,
-)
+from detector.artifact import Artifact, read_artifact
 from detector.bench import micro_batches, synthetic_ticks
-from detector.features import DEFAULT, FeatureBlock
-from detector.scorer import TwoStageScorer
-from detector.thresholds import quantile_thresholds
+from detector.features import DEFAULT
 from detector.ticks import TickArray, TickBatch
-from training.datasets import Rows
-from training.fit import Recipe, fit_two_stage
+from training.datasets import Split
+from training.train import Options, train
 
 OWN_ROWS: Final = 100
 TRAIN_SHARE: Final = 0.6
+CALIBRATION_SHARE: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,69 +119,13 @@ def prepare(sizes: Sizes, folder: Path | None = None, model: Path | None = None)
 
 
 def _train(ticks: TickArray, sizes: Sizes, folder: Path) -> None:
-    bank = DEFAULT.bank(sizes.instruments)
-    blocks = [bank.update(batch) for batch in micro_batches(TickBatch.from_ticks(ticks))]
-    values, keys, ts = (np.concatenate(columns) for columns in _ready_columns(blocks))
-    cut = round(TRAIN_SHARE * len(values))
-    recipe = Recipe(epochs=sizes.epochs, least_steps=0, own_rows=OWN_ROWS)
-    fitted = fit_two_stage(Rows.whole(values[:cut], keys[:cut]), None, recipe)
-    model = fitted.model
-    scorer = TwoStageScorer(model)
-    held = np.ones(len(values) - cut, np.bool_)
-    errors, _, rows = scorer.errors(values[cut:], keys[cut:], held)
-    scores = model.combination(errors[0], errors[1])
-    table_rows = len(model.normaliser.centre)
-    thresholds = quantile_thresholds(scores, rows, table_rows, sizes.quantile)
-    edges = np.linspace(-recipe.clip, recipe.clip, REFERENCE_BINS + 1)
-    manifest = Manifest(
+    """Train as `tapewatch train` does, in fewer epochs and from fewer rows an instrument."""
+    options = Options(
+        split=Split(train=TRAIN_SHARE, calibration=CALIBRATION_SHARE, gap_s=1.0),
+        quantile=sizes.quantile,
+        epochs=sizes.epochs,
+        own_rows=OWN_ROWS,
+        max_instruments=sizes.instruments,
         version="benchmark",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        libraries={"tapewatch": "benchmarks"},
-        features=Features(fingerprint=DEFAULT.fingerprint, spec=DEFAULT.to_dict()),
-        architecture=Architecture(
-            features=len(DEFAULT.names),
-            hidden=recipe.hidden,
-            latent=recipe.latent,
-            stage2_latent=recipe.stage2_latent,
-            clip=recipe.clip,
-            combination="weighted",
-            stage1_weight=model.combination.stage1,
-            stage2_weight=model.combination.stage2,
-        ),
-        thresholds=ThresholdSection(
-            quantile=sizes.quantile,
-            pooled=thresholds.pooled,
-            calibration_rows=len(scores),
-            own=int(thresholds.own[1:].sum()),
-        ),
-        training=Training(
-            seed=recipe.seed,
-            instruments=len(np.unique(keys)),
-            train_rows=cut,
-            calibration_rows=len(scores),
-            test_rows=0,
-            first_ts_event=int(ts[0]),
-            last_ts_event=int(ts[-1]),
-            stage1_loss=fitted.stage1.final,
-            stage2_loss=fitted.stage2.final,
-        ),
     )
-    tables = {
-        "keys": model.normaliser.keys,
-        "centre": model.normaliser.centre,
-        "scale": model.normaliser.scale,
-        "threshold": thresholds.values,
-        "threshold_own": thresholds.own,
-        "reference_edges": edges,
-        "reference_counts": np.zeros((len(DEFAULT.names), len(edges) - 1), np.int64),
-    }
-    write_artifact(folder, manifest, model.weights, tables, {"for": "benchmarks"})
-
-
-def _ready_columns(blocks: list[FeatureBlock]) -> tuple[list[Any], list[Any], list[Any]]:
-    values, keys, ts = [], [], []
-    for block in blocks:
-        values.append(block.values[block.ready])
-        keys.append(block.keys[block.ready])
-        ts.append(block.ts[block.ready])
-    return values, keys, ts
+    train(micro_batches(TickBatch.from_ticks(ticks)), DEFAULT, folder, options)
