@@ -144,6 +144,9 @@ def score(
     symbol: Symbol = None,
     since: Since = None,
     until: Until = None,
+    events: Annotated[
+        Path | None, typer.Option(help="Also write the events here, one JSON object a line.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score files as the daemon would, and write one row per tick to Parquet.
@@ -158,7 +161,7 @@ def score(
     files = _files(ticks, more, file_format, columns, symbol, since, until)
     with _bars() as bars:
         task = bars.add_task("ticks", total=None)
-        done = score_files(artifact, files, target, lambda n: bars.advance(task, n))
+        done = score_files(artifact, files, target, lambda n: bars.advance(task, n), events=events)
     if as_json:
         _print_json({"out": str(target), **asdict(done)})
         return
