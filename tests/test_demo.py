@@ -265,7 +265,7 @@ def test_a_view_shows_rates_latency_findings_and_features(terminal: bool) -> Non
             reading = Reading(ticks=5000 * second, latency_s=latency, scores=((8.0, 1.0 * second),))
             view.moment(Moment(plant.start_ns, 5000 * second, reading, float(second)), findings)
     text = shown.getvalue()
-    for fact in ("5,000", "p50 1.5 ms", "http://127.0.0.1:1/metrics", "7.0"):
+    for fact in ("5,000", "p50 1.5, p95 1.9", "http://127.0.0.1:1/metrics", "7.0"):
         assert fact in text
     assert ("spread 1" in text) == terminal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from typing import Annotated
 
 import typer
@@ -32,6 +33,7 @@ def demo(
 
     Example: tapewatch demo
     """
+    began = time.monotonic()
     from training.demo.scenario import Scenario  # noqa: PLC0415
     from training.demo.session import run_demo  # noqa: PLC0415
     from training.demo.view import print_summary, view_on  # noqa: PLC0415
@@ -39,7 +41,7 @@ def demo(
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(stderr=as_json)
     with view_on(console) as view:
-        summary = run_demo(Scenario(seed=seed, live_s=seconds, speed=speed), view)
+        summary = run_demo(Scenario(seed=seed, live_s=seconds, speed=speed), view, began)
     if as_json:
         typer.echo(json.dumps(summary.to_dict(), indent=2))
     else:

@@ -27,8 +27,9 @@ from training.demo.scenario import Scenario
 from training.demo.session import LOOK_EVERY_S, Moment, View
 
 _SEVERITY: Final = {"minor": "yellow", "major": "dark_orange", "critical": "bold red"}
-_CHART_ROWS: Final = 8
-_EVENTS: Final = 7
+_CHART_ROWS: Final = (4, 8)  # on a low terminal, and else
+_EVENTS: Final = (3, 7)
+_TALL: Final = 32
 _LINE_EVERY_S: Final = 5.0
 _RATE_OVER_S: Final = 2.0
 
@@ -126,7 +127,8 @@ class LiveView:
     def live(self, scenario: Scenario, threshold: float, metrics_url: str) -> None:
         """Open the panels."""
         self._finish_step()
-        self._panels = _Panels(scenario, threshold, metrics_url)
+        tall = self._console.height >= _TALL
+        self._panels = _Panels(scenario, threshold, metrics_url, tall)
 
     def event(self, event: Event, findings: Findings) -> None:
         """Hand it to the panels."""
@@ -171,13 +173,14 @@ class LiveView:
 class _Panels:
     """The live part as four panels."""
 
-    def __init__(self, scenario: Scenario, threshold: float, metrics_url: str) -> None:
+    def __init__(self, scenario: Scenario, threshold: float, metrics_url: str, tall: bool) -> None:
         self._scenario, self._threshold, self._url = scenario, threshold, metrics_url
         self._moment: Moment | None = None
         self._findings = Findings(scenario.plants)
         self._rate, self._per_s = _Rate(), 0.0
-        self._scores = _ScoreChart(threshold)
-        self._opened: deque[tuple[Event, str]] = deque(maxlen=_EVENTS)
+        self._scores = _ScoreChart(threshold, _CHART_ROWS[tall])
+        self._events = _EVENTS[tall]
+        self._opened: deque[tuple[Event, str]] = deque(maxlen=self._events)
 
     def event(self, event: Event, findings: Findings) -> None:
         if event["phase"] == "open":
@@ -192,8 +195,8 @@ class _Panels:
         if self._moment is None:
             return Text("waiting for the first ticks", style="dim")
         top = Table.grid(expand=True)
-        top.add_column(ratio=3)
-        top.add_column(ratio=2)
+        top.add_column(ratio=1)
+        top.add_column(width=28)
         top.add_row(self._flow(self._moment), self._planted(self._moment))
         return Group(top, self._scores.panel(width), self._episodes())
 
@@ -209,10 +212,10 @@ class _Panels:
         clock = Text(f"{_clock(moment.market_ns, scenario.live_ns)} of {scenario.live_s // 60}:")
         clock.append(f"{scenario.live_s % 60:02d}, {scenario.speed:g} times its pace")
         rows.add_row("market", clock)
-        rows.add_row("", ProgressBar(scenario.live_s, gone, width=36))
+        rows.add_row("", ProgressBar(scenario.live_s, gone, width=34))
         rows.add_row("ticks/s", Text(f"{self._per_s:,.0f}", style="bold cyan"))
         rows.add_row("ticks", f"{moment.produced:,} produced, {reading.ticks:,} consumed")
-        rows.add_row("tick to event", Text(_latency(reading.latency_s), style="cyan"))
+        rows.add_row("latency", Text(_latency(reading.latency_s), style="cyan"))
         rows.add_row(
             "false alarms",
             f"{len(self._findings.false_alarms)}, {rate:.1f} per instrument-hour",
@@ -259,7 +262,9 @@ class _Panels:
                 Text(top, style="cyan"),
             )
         title = "last episodes: score of threshold, what it was, top features"
-        return Panel(rows, title=title, title_align="left", box=box.ROUNDED, height=_EVENTS + 2)
+        return Panel(
+            rows, title=title, title_align="left", box=box.ROUNDED, height=self._events + 2
+        )
 
 
 class _ScoreChart:
@@ -269,8 +274,8 @@ class _ScoreChart:
     counted something, and is red when all of that bucket lies above the threshold.
     """
 
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
+    def __init__(self, threshold: float, rows: int) -> None:
+        self._threshold, self._rows = threshold, rows
         self._low, self._high = threshold / 4, threshold * 4
         self._before: Histogram = ()
         self._bars: deque[tuple[float, float]] = deque(maxlen=400)
@@ -287,8 +292,8 @@ class _ScoreChart:
         bars = list(self._bars)[-room:]
         line_row = self._height(self._threshold)
         rows = []
-        for row in reversed(range(_CHART_ROWS)):
-            edge = self._low * (self._high / self._low) ** ((row + 0.5) / _CHART_ROWS)
+        for row in reversed(range(self._rows)):
+            edge = self._low * (self._high / self._low) ** ((row + 0.5) / self._rows)
             text = Text(f"{edge:6.1f} ", style="dim")
             for low, high in bars:
                 text.append_text(self._cell(row, low, high, line_row))
@@ -297,13 +302,13 @@ class _ScoreChart:
             rows.append(text)
         title = f"highest score every {LOOK_EVERY_S:g} s; threshold {self._threshold:.1f} (pooled)"
         return Panel(
-            Group(*rows), title=title, title_align="left", box=box.ROUNDED, height=_CHART_ROWS + 2
+            Group(*rows), title=title, title_align="left", box=box.ROUNDED, height=self._rows + 2
         )
 
     def _height(self, score: float) -> float:
         """Rows from the bottom, as a fraction."""
         share = math.log(max(score, self._low) / self._low) / math.log(self._high / self._low)
-        return min(share, 1.0) * _CHART_ROWS
+        return min(share, 1.0) * self._rows
 
     def _cell(self, row: int, low: float, high: float, line_row: float) -> Text:
         middle = math.sqrt(low * high) if high < math.inf else low
@@ -357,11 +362,8 @@ def _latency(histogram: Histogram) -> str:
     found = [quantile_of(histogram, q) for q in (0.5, 0.95, 0.99)]
     if found[0] is None:
         return "no event yet"
-    return ", ".join(
-        f"p{name} {1e3 * value:.1f} ms"
-        for name, value in zip((50, 95, 99), found, strict=True)
-        if value is not None
-    )
+    named = zip((50, 95, 99), found, strict=True)
+    return ", ".join(f"p{q} {1e3 * value:.1f}" for q, value in named if value is not None) + " ms"
 
 
 def print_summary(summary: Summary, console: Console) -> None:
