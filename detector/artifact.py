@@ -95,6 +95,7 @@ class Architecture(_Section):
     combination: Literal["weighted", "sum"]
     stage1_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     stage2_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    excess_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ThresholdSection(_Section):
@@ -182,7 +183,9 @@ class Artifact:
             self.tables["keys"], self.tables["centre"], self.tables["scale"], sizes.clip
         )
         return TwoStageModel(
-            normaliser, self.weights, Combination(sizes.stage1_weight, sizes.stage2_weight)
+            normaliser,
+            self.weights,
+            Combination(sizes.stage1_weight, sizes.stage2_weight, sizes.excess_weight),
         )
 
     @property

@@ -105,14 +105,19 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """How two errors become one score: `stage1 * e1 + stage2 * e2`."""
+    """How both errors and the excess become one score: `stage1 * e1 + stage2 * e2 + excess * x`.
+
+    The errors are of clipped features and stop growing with a growing outlier; the excess `x`, how
+    far the features lie beyond the clip, does not. `Combination()` is the plain sum of the errors.
+    """
 
     stage1: float = 1.0
     stage2: float = 1.0
+    excess: float = 0.0
 
-    def __call__(self, stage1: Float64, stage2: Float64) -> Float64:
+    def __call__(self, stage1: Float64, stage2: Float64, excess: Float64) -> Float64:
         """`(n,)` float64 scores."""
-        return self.stage1 * stage1 + self.stage2 * stage2
+        return self.stage1 * stage1 + self.stage2 * stage2 + self.excess * excess
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -216,7 +216,7 @@ class TwoStageScorer:
         hidden = 1.0 + np.log1p(np.maximum(np.abs(z) - tables.clip, 0.0))
         weight = np.square(residual1, dtype=np.float64) * hidden + np.finfo(np.float64).tiny
         errors = np.stack([np.mean(np.square(r), axis=1) for r in (residual1, residual2)])
-        score = self.model.combination(*errors.astype(np.float64))
+        score = self.model.combination(*errors.astype(np.float64), excess)
         part2 = self.model.combination.stage2 * errors[1]
         return Explanation(
             expected=(centre + scale * rebuilt).astype(np.float32),
@@ -274,7 +274,7 @@ class Scorer:
         return ScoreBlock(
             stage1=errors[0],
             stage2=errors[1],
-            score=model.combination(errors[0], errors[1]),
+            score=model.combination(errors[0], errors[1], excess),
             threshold=self._thresholds.threshold_for(rows),
             excess=excess,
             rows=rows,

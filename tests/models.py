@@ -39,7 +39,7 @@ def random_model(features: int = 20, instruments: int = 5, seed: int = 0) -> Two
         rng.uniform(0.5, 2.0, (instruments + 1, features)),
         CLIP,
     )
-    return TwoStageModel(normaliser, weights, Combination(1.1, 0.6))
+    return TwoStageModel(normaliser, weights, Combination(1.1, 0.6, 0.4))
 
 
 def rows_for(model: TwoStageModel, n: int, seed: int = 1) -> FeatureBlock:
@@ -100,6 +100,7 @@ def folder_contents(
             combination="weighted",
             stage1_weight=model.combination.stage1,
             stage2_weight=model.combination.stage2,
+            excess_weight=model.combination.excess,
         ),
         thresholds=ThresholdSection(
             quantile=0.999, pooled=threshold, calibration_rows=20_000, own=1

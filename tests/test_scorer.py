@@ -108,6 +108,7 @@ def test_scorer_of_an_artifact_applies_its_combination_and_thresholds(tmp_path: 
     scores = Scorer(artifact, (512,)).score(block, latent=True)
     weights = artifact.manifest.architecture
     expected = weights.stage1_weight * scores.stage1 + weights.stage2_weight * scores.stage2
+    expected += weights.excess_weight * scores.excess
     np.testing.assert_array_equal(scores.score, expected)
     np.testing.assert_array_equal(scores.threshold, np.where(block.keys == 10, 5.0, 4.0))
     np.testing.assert_array_equal(scores.anomaly, expected >= scores.threshold)
@@ -150,9 +151,9 @@ def test_expected_values_are_the_reconstruction_in_feature_units(model: TwoStage
     z = (block.values - tables.centre[rows]) / tables.scale[rows]
     rebuilt = (explained.expected - tables.centre[rows]) / tables.scale[rows]
     residual = (rebuilt - np.clip(z, -CLIP, CLIP)) / model.weights["stage1.residual_sd"]
-    errors, _, _ = scorer.errors(block.values, block.keys, block.ready)
+    errors, excess, _ = scorer.errors(block.values, block.keys, block.ready)
     np.testing.assert_allclose(np.mean(residual**2, axis=1), errors[0], rtol=1e-4)
-    combined = model.combination(errors[0], errors[1])
+    combined = model.combination(errors[0], errors[1], excess)
     np.testing.assert_allclose(
         explained.stage2_share, model.combination.stage2 * errors[1] / combined, rtol=1e-4
     )
@@ -206,7 +207,7 @@ def test_senseless_batch_sizes_are_refused(model: TwoStageModel, sizes: tuple[in
 def test_plain_sum_is_available() -> None:
     """The reference setting adds both errors as they are."""
     errors = np.array([[1.0, 2.0], [10.0, 20.0]])
-    assert Combination()(errors[0], errors[1]).tolist() == [11.0, 22.0]
+    assert Combination()(errors[0], errors[1], np.array([5.0, 6.0])).tolist() == [11.0, 22.0]
 
 
 def test_warm_scorer_compiles_nothing_more(model: TwoStageModel) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from detector.artifact import SUMMARY, Artifact, read_artifact
 from detector.errors import RefusedError
 from detector.features import DEFAULT, FeatureBlock, vector_spec
-from detector.model import Normaliser
+from detector.model import Combination, Normaliser
 from detector.readers import write_parquet
 from detector.scorer import Scorer
 from detector.symbols import SymbolMap
@@ -241,6 +241,9 @@ class TestFit:
         assert scored.stage2.mean() == pytest.approx(1.0, rel=1e-3)
         assert model.combination.stage1 == pytest.approx(1 / np.median(scored.stage1), rel=1e-3)
         assert model.combination.stage2 == pytest.approx(0.5 / np.median(scored.stage2), rel=1e-3)
+        z = (values - values.mean(axis=0)) / values.std(axis=0)
+        excess = np.log1p(np.maximum(np.abs(z) - 3.0, 0.0)).mean(axis=1)
+        assert model.combination.excess == pytest.approx(0.3 / excess.mean(), rel=1e-3)
 
     def test_plain_sum_is_the_plain_sum(self) -> None:
         """The reference combination weighs both errors by exactly 1."""
@@ -249,7 +252,7 @@ class TestFit:
         recipe = Recipe(**{**{f: getattr(recipe, f) for f in recipe.__slots__},
                            "combination": "sum"})  # fmt: skip
         combination = fit_two_stage(rows, None, recipe).model.combination
-        assert (combination.stage1, combination.stage2) == (1.0, 1.0)
+        assert combination == Combination(1.0, 1.0, 0.0)
 
     def test_training_stops_early_and_keeps_the_best_weights(self) -> None:
         """Once later rows only get worse, training stops and goes back to the best epoch."""

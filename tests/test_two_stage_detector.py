@@ -64,10 +64,10 @@ def test_scores_are_those_of_the_detector_scorer(detector: TwoStageDetector) -> 
     """The estimator and the daemon's scorer are one computation: equal to the bit."""
     X = blob(seed=5)
     n = len(X)
-    errors, _, _ = TwoStageScorer(detector.model_, (512,)).errors(
+    errors, excess, _ = TwoStageScorer(detector.model_, (512,)).errors(
         X, np.zeros(n, np.int64), np.ones(n, np.bool_)
     )
-    expected = -detector.model_.combination(errors[0], errors[1])
+    expected = -detector.model_.combination(errors[0], errors[1], excess)
     np.testing.assert_array_equal(detector.score_samples(X), expected)
 
 

@@ -68,9 +68,12 @@ class TwoStageDetector(
     validation_fraction : float, default=0.1
         Last share of the rows, held back to stop training early.
     combination : {"weighted", "sum"}, default="weighted"
-        `e1 / median(e1) + stage2_weight * e2 / median(e2)`, or the plain sum `e1 + e2`.
+        `e1 / median(e1) + stage2_weight * e2 / median(e2) + excess_weight * x / mean(x)`, where the
+        excess `x` says how far the features lie beyond the clip, or the plain sum `e1 + e2`.
     stage2_weight : float, default=0.5
         Weight of stage 2 in the weighted combination.
+    excess_weight : float, default=0.3
+        Weight of the excess in the weighted combination.
     contamination : float, default=0.01
         Share of the training rows that `predict` calls outliers.
     random_state : int, RandomState instance or None, default=None
@@ -111,6 +114,7 @@ class TwoStageDetector(
         "validation_fraction": [Interval(Real, 0, 0.5, closed="both")],
         "combination": [StrOptions({"weighted", "sum"})],
         "stage2_weight": [Interval(Real, 0, None, closed="left")],
+        "excess_weight": [Interval(Real, 0, None, closed="left")],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "random_state": ["random_state"],
         "verbose": ["boolean"],
@@ -130,6 +134,7 @@ class TwoStageDetector(
         validation_fraction: float = 0.1,
         combination: CombinationName = "weighted",
         stage2_weight: float = 0.5,
+        excess_weight: float = 0.3,
         contamination: float = 0.01,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
@@ -145,6 +150,7 @@ class TwoStageDetector(
         self.validation_fraction = validation_fraction
         self.combination = combination
         self.stage2_weight = stage2_weight
+        self.excess_weight = excess_weight
         self.contamination = contamination
         self.random_state = random_state
         self.verbose = verbose
@@ -213,6 +219,7 @@ class TwoStageDetector(
             patience=self.patience,
             combination=self.combination,
             stage2_weight=self.stage2_weight,
+            excess_weight=self.excess_weight,
             own_rows=rows + 1 if own_rows is None else own_rows,
             seed=int(seed),
         )
@@ -228,8 +235,8 @@ class TwoStageDetector(
         -------
         scores : ndarray of shape (n_samples,), float64
         """
-        errors, _ = self._run(X)
-        return -self.model_.combination(errors[0], errors[1])
+        errors, excess, _ = self._run(X)
+        return -self.model_.combination(errors[0], errors[1], excess)
 
     def decision_function(self, X: Matrix) -> Float64:
         """`score_samples` less `offset_`: negative for outliers.
@@ -270,19 +277,21 @@ class TwoStageDetector(
         -------
         latent : ndarray of shape (n_samples, latent), float64
         """
-        _, latent = self._run(X)
+        *_, latent = self._run(X)
         return latent.astype(np.float64)
 
-    def _run(self, X: Matrix) -> tuple[Float64, npt.NDArray[np.float32]]:
-        """Both errors `(2, n)` and the latent of every row."""
+    def _run(self, X: Matrix) -> tuple[Float64, Float64, npt.NDArray[np.float32]]:
+        """Both errors `(2, n)`, the excess and the latent of every row."""
         check_is_fitted(self, "model_")
         X = validate_data(self, X, dtype=np.float64, order="C", reset=False)
         n, width = len(X), len(self.model_.weights["stage2.centre"])
         latent = np.empty((n, width), np.float32)
         with _SCORING:
             scorer = _scorer_of(self.model_)
-            errors, _, _ = scorer.errors(X, np.zeros(n, np.int64), np.ones(n, np.bool_), latent)
-        return errors, latent
+            errors, excess, _ = scorer.errors(
+                X, np.zeros(n, np.int64), np.ones(n, np.bool_), latent
+            )
+        return errors, excess, latent
 
     @property
     def _n_features_out(self) -> int:

@@ -45,14 +45,15 @@ def score_rows(model: TwoStageModel, rows: Rows) -> Scored:
     """Score rows by the detector's own scorer."""
     scorer = TwoStageScorer(model)
     n, done = len(rows), 0
-    errors, table_rows = np.empty((2, n)), np.empty(n, np.int32)
+    errors, excess, table_rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
     for values, keys in rows.chunks():
         part = slice(done, done + len(keys))
-        errors[:, part], _, table_rows[part] = scorer.errors(
+        errors[:, part], excess[part], table_rows[part] = scorer.errors(
             values, keys, np.ones(len(keys), np.bool_)
         )
         done = part.stop
-    return Scored(errors[0], errors[1], model.combination(errors[0], errors[1]), table_rows)
+    score = model.combination(errors[0], errors[1], excess)
+    return Scored(errors[0], errors[1], score, table_rows)
 
 
 def calibrate(model: TwoStageModel, held_out: Scored, quantile: float) -> Thresholds:

@@ -86,6 +86,15 @@ class Rows:
         for values, keys in self.chunks():
             yield to_z(values, keys)
 
+    def excesses(self, normaliser: Normaliser) -> Iterator[npt.NDArray[np.float64]]:
+        """How far every row's features lie beyond the clip, span by span."""
+        normalise = ZScores(normaliser)
+        for values, keys in self.chunks():
+            n, excess = len(values), np.empty(len(values))
+            out = np.empty(values.shape, np.float32)
+            normalise(values, keys, np.ones(n, np.bool_), out, np.empty(n, np.int32), excess)
+            yield excess
+
     def shuffled(self, normaliser: Normaliser, rng: np.random.Generator) -> Iterator[Float32]:
         """Clipped z-scores of every row once, in an order of `rng`'s."""
         to_z = _to_z(normaliser)

@@ -83,9 +83,10 @@ class Recipe:
     patience
         Epochs without a lower error on later rows after which training stops.
     combination
-        `weighted`: `e1 / median(e1) + stage2_weight * e2 / median(e2)`; `sum`: `e1 + e2`.
-    stage2_weight
-        Weight of stage 2 in the weighted combination.
+        `weighted`: `e1 / median(e1) + stage2_weight * e2 / median(e2) + excess_weight * x / mean(x)`
+        with the excess `x`, how far the features lie beyond the clip; `sum`: `e1 + e2`.
+    stage2_weight, excess_weight
+        Weights of stage 2 and of the excess in the weighted combination.
     own_rows
         Rows from which on an instrument has z-scores of its own; those with fewer are normalised
         by all instruments' pooled moments.
@@ -105,6 +106,7 @@ class Recipe:
     patience: int = 3
     combination: CombinationName = "weighted"
     stage2_weight: float = 0.5
+    excess_weight: float = 0.3
     own_rows: int = 1_000
     seed: int = 0
 
@@ -511,14 +513,22 @@ def _scale_residuals(
 def _combination(
     weights: Mapping[str, npt.NDArray[Any]], rows: Rows, normaliser: Normaliser, recipe: Recipe
 ) -> Combination:
-    """Weights of both errors: their inverse medians over training rows, or plainly 1."""
+    """Weights by inverse medians of both errors and the excess's inverse mean over training rows.
+
+    The excess of most ordinary rows is 0, and so is its median.
+    """
     if recipe.combination == "sum":
-        return Combination(1.0, 1.0)
-    folded = fold(weights)
+        return Combination()
+    folded, thinned = fold(weights), rows.thinned(MEDIAN_ROWS)
     found = [
         errors(np, folded.arrays, z * folded.gain + folded.shift)[:2]
-        for z in rows.thinned(MEDIAN_ROWS).normalised(normaliser)
+        for z in thinned.normalised(normaliser)
     ]
+    excess = float(np.concatenate(list(thinned.excesses(normaliser))).mean())
     medians = np.median(np.concatenate(found, axis=1), axis=1).astype(np.float64)
     scales = np.divide(1.0, medians, out=np.ones(2), where=medians > 0)
-    return Combination(float(scales[0]), float(recipe.stage2_weight * scales[1]))
+    return Combination(
+        float(scales[0]),
+        float(recipe.stage2_weight * scales[1]),
+        recipe.excess_weight / excess if excess > 0 else 0.0,
+    )

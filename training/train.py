@@ -292,6 +292,7 @@ def _manifest(
             combination=recipe.combination,
             stage1_weight=fitted.model.combination.stage1,
             stage2_weight=fitted.model.combination.stage2,
+            excess_weight=fitted.model.combination.excess,
         ),
         thresholds=ThresholdSection(
             quantile=thresholds.quantile,
