@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.processes import cluster
 from benchmarks.real_data.report import spread, table
@@ -42,9 +44,9 @@ def measure(data: Path, folder: Path, bootstrap: str | None) -> dict[str, Any]:
             *("train", "--ticks", train, "--out", model, "--seed", seed, "--overwrite"),
             *("--train-fraction", 0.7, "--calibration-fraction", 0.3),
         )
-        lines = folder / f"events{seed}.jsonl"
+        lines, scores = folder / f"events{seed}.jsonl", folder / "scores.parquet"
         scored = tapewatch(
-            *("score", *ticks, "--model", model, "--out", folder / "scores.parquet"),
+            *("score", *ticks, "--model", model, "--out", scores),
             *("--events", lines),
         )
         offline[seed] = [orjson.loads(line) for line in lines.read_bytes().splitlines()]
@@ -54,6 +56,7 @@ def measure(data: Path, folder: Path, bootstrap: str | None) -> dict[str, Any]:
                 "threshold": trained["manifest"]["thresholds"],
                 "alarm_share": scored["anomalies"] / scored["ready"],
                 "rows": scored["rows"],
+                "highest_in_minute": _highest(scores),
                 **judge(offline[seed]),
             }
         )
@@ -124,6 +127,17 @@ def judge(events: list[Event]) -> dict[str, Any]:
     }
 
 
+def _highest(path: Path) -> list[float]:
+    """Highest score within a minute of each burst, as a share of the threshold."""
+    rows = pq.read_table(path)
+    ts = rows["ts_event"].cast(pa.int64()).to_numpy()
+    share = rows["score"].to_numpy() / rows["threshold"].to_numpy()
+    starts = [int(at.timestamp()) * NS_PER_S for at in BURSTS]
+    return [
+        float(np.nanmax(share[(ts >= start) & (ts < start + 60 * NS_PER_S)])) for start in starts
+    ]
+
+
 def _hours(day: str) -> list[int]:
     midnight = datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC)
     return [int(midnight.timestamp()) * NS_PER_S + hour * HOUR_NS for hour in range(24)]
@@ -136,7 +150,10 @@ def section(facts: dict[str, Any]) -> str:
         (
             str(run["seed"]),
             f"{run['threshold']['pooled']:.1f}",
-            *(_delay(burst) for burst in run["bursts"]),
+            *(
+                f"{_delay(burst)}; {highest:.2f}"
+                for burst, highest in zip(run["bursts"], run["highest_in_minute"], strict=True)
+            ),
             f"{run['quiet_opens_per_hour']:.2f}",
             f"{run['quiet_median_per_hour']:.0f}",
             f"{100 * run['alarm_share']:.2f} %",
@@ -154,6 +171,8 @@ Trained on 2014-05-01 (70 %), threshold at quantile {
 that day ({runs[0]["threshold"]["calibration_rows"]:,} quotes). Replayed: 05-02 and 05-07,
 {runs[0]["rows"]:,} quotes. On the 2nd at 12:30 and on the 7th at 14:00 (UTC) something happened.
 Quiet hours are the {runs[0]["quiet_hours"]} others: without the hour of a burst and the one after.
+Stated for each burst: when the next episode opened, and the highest score within a minute as a
+multiple of the threshold.
 
 {
         table(
