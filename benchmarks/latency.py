@@ -32,6 +32,9 @@ TARGET: Final = 2.0
 TARGET_LOAD: Final = 0.5
 PERCENTILES: Final = (50.0, 99.0, 99.9)
 SATURATE_S: Final = 10.0
+_EPISODES: Final = "[episodes]\nquiet_s = 0.1\nupdate_interval_s = 0.1"
+"""Short ones, so that about one tick in a thousand leads to an event and percentiles have enough of
+them: with the usual ones a burst of anomalous ticks is a single episode."""
 _SETTLE_S: Final = 3.0
 _READY_WITHIN_S: Final = 60.0
 
@@ -118,6 +121,10 @@ class Stage:
             raise MeasurementError("the saturation run was too short; give a longer tape")
         return float((ticks[-1] - ticks[begun]) / (seconds[-1] - seconds[begun]))
 
+    def ticks_at(self, rate: float) -> int:
+        """How many ticks a run sends."""
+        return min(int(rate * self.work.sizes.latency_s), len(self.work.tape))
+
     def daemon_run(self, rate: float, seed: int) -> Run:
         """One run against the daemon."""
         topics = self.cluster.topics(PARTITIONS)
@@ -142,7 +149,7 @@ class Stage:
 
     def _measure(self, topics: Topics, rate: float, seed: int) -> Run:
         sizes = self.work.sizes
-        count = min(int(rate * sizes.latency_s), len(self.work.tape))
+        count = self.ticks_at(rate)
         arguments = self._load(topics, rate, count, seed)
         with Reader(self.cluster, topics.anomalies) as reader:
             with child(self.work.folder, "benchmarks.load", *arguments) as load:
@@ -184,7 +191,8 @@ class Stage:
 
     def _daemon(self, topics: Topics) -> AbstractContextManager[Daemon]:
         work = self.work
-        return daemon(work.folder, self.cluster, topics, work.model, work.sizes.instruments)
+        where = (work.folder, self.cluster, topics, work.model, work.sizes.instruments)
+        return daemon(*where, more=_EPISODES)
 
 
 def measure(work: Workload, cluster: Cluster) -> list[Row]:
@@ -223,6 +231,7 @@ def _at(stage: Stage, load: float, most: float) -> Row:
             / len(mine)
             / (stage.work.sizes.latency_s - stage.work.sizes.warm_s),
             "event_bytes": mine[0].mean_bytes,
+            "events_per_tick": sum(mine[0].places.values()) / stage.ticks_at(rate),
             "events_equal_in_all_rounds": all(run.places == mine[0].places for run in mine),
             "generator_most_behind_ms": max(run.behind_ms for run in (*mine, *echo)),
         },

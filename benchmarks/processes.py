@@ -238,8 +238,12 @@ def daemon(
     model: Path,
     instruments: int,
     until: str = "readyz",
+    more: str = "",
 ) -> Iterator[Daemon]:
-    """Run the daemon on the topics; given back when it answers at `until`."""
+    """Run the daemon on the topics; given back when it answers at `until`.
+
+    `more` is TOML for the end of its configuration.
+    """
     port = free_ports(1)[0]
     config = folder / f"{topics.anomalies}.toml"
     config.write_text(
@@ -257,6 +261,7 @@ path = "{model}"
 max_instruments = {instruments}
 [http]
 port = {port}
+{more}
 """
     )
     with child(folder, "detector", "run", "--config", config) as process:
