@@ -69,10 +69,13 @@ Where a market lacks something:
 
 ## Time, gaps, warm-up
 
-- An instrument is ready from its 64th event on, once its short window is full.
+- An instrument of ticks is ready from its 64th event on, once its short window is full and 60 s
+  of event time have passed since its windows began: the decaying windows have to fill, too. One
+  of vectors is ready from its 64th event on.
 - Silence of more than 30 minutes ends the session (halt, night, weekend): every window begins
   anew with the next tick, which is not compared with the one before the gap, so that the
-  overnight move is no return; `ready` comes back with the 15th event. The slow scales stay. A
+  overnight move is no return; `ready` comes back with the 15th event
+  after 60 s. The slow scales stay. A
   shorter silence only lets the decaying windows fade.
 - A late tick (before the instrument's latest) counts as simultaneous with the latest. The second
   tick in a row that is late by more than 30 minutes shows that the clock, not the tick, was

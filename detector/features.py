@@ -46,8 +46,9 @@ class FeatureSpec:
         Events that the long window of a column looks back on; vectors only.
     slow_window
         Events that the slow scales look back on.
-    warmup
-        Events of an instrument before its first ready one.
+    warmup, warmup_s
+        Events of an instrument before its first ready one, and the event time that has to pass
+        since its windows began: the decaying windows have to fill, too.
     gap_s
         A silence longer than this ends the session: all windows begin anew, only the slow scales
         stay. 0: never.
@@ -62,6 +63,7 @@ class FeatureSpec:
     long_window: int = 256
     slow_window: int = 2000
     warmup: int = 64
+    warmup_s: float = 60.0
     gap_s: float = 1800.0
     jump_s: float = 7 * DAY_S
 
@@ -89,6 +91,8 @@ class FeatureSpec:
             set(lives)
         ):  # fmt: skip
             raise ValueError(f"half_lives_s: {lives!r}; allowed: four ascending positive seconds")
+        if not 0 <= self.warmup_s < 1e6:
+            raise ValueError(f"warmup_s: {self.warmup_s!r}; allowed: 0 to 1e6 seconds")
         if not 0 <= self.gap_s < 1e9 or not 0 < self.jump_s < 4e9:
             raise ValueError(f"gap_s {self.gap_s!r}, jump_s {self.jump_s!r}; allowed: 0 (never) "
                              "to 1e9 and above 0 to 4e9 seconds")  # fmt: skip
@@ -159,7 +163,9 @@ def vector_spec(columns: tuple[str, ...], **parameters: Any) -> FeatureSpec:  # 
     Series of minutes to days are usual here, so a time is implausible only 400 days away.
     """
     return FeatureSpec(
-        kind="vector", columns=columns, **{"gap_s": 0.0, "jump_s": 400 * DAY_S} | parameters
+        kind="vector",
+        columns=columns,
+        **{"gap_s": 0.0, "jump_s": 400 * DAY_S, "warmup_s": 0.0} | parameters,
     )
 
 
@@ -215,6 +221,7 @@ class FeatureBank:
         self._par[k.P_JUMP] = round(spec.jump_s * NS_PER_S)
         self._par[k.P_GAP] = round(spec.gap_s * NS_PER_S)
         self._par[k.P_WARMUP] = spec.warmup
+        self._par[k.P_WARMUP_TIME] = round(spec.warmup_s * NS_PER_S)
         self._par[k.P_SHORT] = spec.short_window
         self._par[k.P_LONG] = spec.long_window
         self._par[k.P_SLOW] = spec.slow_window

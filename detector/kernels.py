@@ -37,7 +37,8 @@ P_WARMUP = 2  # events before an instrument is ready
 P_SHORT = 3  # W, events in the short window
 P_LONG = 4  # vectors: events in the long window
 P_SLOW = 5  # events that a slow scale looks back on
-P_SIZE = 6
+P_WARMUP_TIME = 6  # ns since the windows began before an instrument is ready
+P_SIZE = 7
 
 # --- header of a bank -----------------------------------------------------------------------------
 H_CLOCK = 0
@@ -71,6 +72,7 @@ I_TRADE_SIGN = 18
 I_HAS_CHANGE = 19  # F_CHANGE holds a trade price change
 I_HASH_POS = 20
 I_FLAGS = 21  # two words: sums over the ring, eight one-byte counters each
+I_BEGAN = 23  # ns, event time at which the windows began
 I_RING = 24  # W pairs of flag words
 RECORD_WORDS = 10  # a record is ten 8-byte words
 HASHES = 64  # records remembered, to know a repeat: uint32 row
@@ -808,6 +810,7 @@ def update_ticks(
         fresh = wait < 0
         if fresh:
             begin(slot, floats, singles, ints, short)
+            ints[slot, I_BEGAN] = now
             wait = np.int64(0)
         events = ints[slot, I_EVENTS] + 1
         ints[slot, I_EVENTS] = events
@@ -1322,7 +1325,11 @@ def update_ticks(
             floats[slot, F_LATENCY + 1] = known
             floats[slot, F_LATENCY] = observed(floats[slot, F_LATENCY], latency, known)
 
-        ready[i] = events >= par[P_WARMUP] and count == short
+        ready[i] = (
+            events >= par[P_WARMUP]
+            and count == short
+            and (ints[slot, I_LAST] - ints[slot, I_BEGAN] >= par[P_WARMUP_TIME])
+        )
         quality[i] = flag
         slots[i] = slot
 
@@ -1519,6 +1526,7 @@ def update_vectors(
             ints[slot, I_POS] = 0
             ints[slot, I_FAR_LATE] = 0
             ints[slot, I_SINCE] = 0
+            ints[slot, I_BEGAN] = ints[slot, I_LAST]
             wait = np.int64(0)
         events = ints[slot, I_EVENTS] + 1
         ints[slot, I_EVENTS] = events
@@ -1558,7 +1566,11 @@ def update_vectors(
             waiting = 1.0 if wait > 0 else 0.0
             floats[slot, V_WAITING] += (waiting - floats[slot, V_WAITING]) / known
 
-        ready[i] = events >= par[P_WARMUP] and count == short
+        ready[i] = (
+            events >= par[P_WARMUP]
+            and count == short
+            and (ints[slot, I_LAST] - ints[slot, I_BEGAN] >= par[P_WARMUP_TIME])
+        )
         quality[i] = Q_LATE if late else 0
         slots[i] = slot
     compress(values, heavy)

@@ -65,6 +65,7 @@ class Past:
     most: int
     events: int = 0
     last: int = 0
+    began: int = 0
     far_late: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)  # of the session
     now: dict[str, Any] = field(default_factory=dict)  # what carries over from tick to tick
@@ -100,21 +101,26 @@ class TickOracle:
         self.candidate = None
         return True
 
+    def is_ready(self, p: Past) -> bool:
+        """Enough events, a full short window, and enough time since the windows began."""
+        enough = p.events >= self.spec.warmup and len(p.rows) >= self.spec.short_window
+        return enough and p.last - p.began >= round(self.spec.warmup_s * 1e9)
+
     def arrive(self, key: int, ts: int) -> tuple[Past, float, bool, bool]:
         """The instrument, seconds waited, whether its windows begin anew, whether it is late."""
         p = self.past.setdefault(key, Past(self.spec.slow_window))
         if p.events == 0:
-            p.last = ts
+            p.last = p.began = ts
             return p, 0.0, True, False
         wait = (ts - p.last) * NS
         gap = self.spec.gap_s
         p.far_late = p.far_late + 1 if gap > 0 and wait < -gap else 0
         if abs(wait) > self.spec.jump_s or p.far_late >= 2:
             p = self.past[key] = Past(self.spec.slow_window)
-            p.last = ts
+            p.last = p.began = ts
             return p, 0.0, True, False
         if gap > 0 and wait > gap:
-            p.last, p.rows, p.now = ts, [], {}
+            p.last, p.began, p.rows, p.now = ts, ts, [], {}
             return p, 0.0, True, False
         if wait < 0:
             return p, 0.0, False, True
@@ -139,7 +145,7 @@ class TickOracle:
         p, wait, fresh, late = self.arrive(key, ts)
         p.events += 1
         values, quality = self.features(p, tick, wait, fresh)
-        ready = p.events >= self.spec.warmup and len(p.rows) >= self.spec.short_window
+        ready = self.is_ready(p)
         return values, ready, quality | (Quality.LATE if late else 0)
 
     def book(self, now: dict[str, Any], tick: Any, trade: bool) -> tuple[dict[str, Any], int]:
@@ -482,7 +488,7 @@ class VectorOracle(TickOracle):
             of = self.column(p.columns[c], [r[str(c)] for r in p.rows])  # type: ignore[attr-defined]
             for key_, value in of.items():
                 values[f"{name}.{key_.format(w=W, l=L)}"] = value
-        ready = p.events >= spec.warmup and len(p.rows) >= spec.short_window
+        ready = self.is_ready(p)
         late_bit = int(Quality.LATE) if late else 0
         return [values[n] for n in spec.names], ready, late_bit
 

@@ -31,6 +31,7 @@ from tests.conftest import REPOSITORY
 from tests.streams import CENT, START, market, roughened, vectors
 
 DAY = 86_400 * NS_PER_S
+BY_EVENTS = FeatureSpec(warmup_s=0.0)  # ready as soon as there were enough events
 
 
 def quotes(times_s: list[float], instrument: int = 1) -> TickArray:
@@ -177,11 +178,20 @@ def test_state_of_an_instrument_is_at_most_4_kib() -> None:
 
 def test_ready_from_the_64th_event() -> None:
     """Warm-up ends with the 64th event of each instrument, not of the stream."""
-    block = run(market(400, 3, 1))
+    block = run(market(400, 3, 1), BY_EVENTS)
     for key in np.unique(block.keys):
         ready = block.ready[block.keys == key]
         assert not ready[:63].any()
         assert ready[63:].all()
+
+
+def test_ready_after_a_minute() -> None:
+    """However many events there are, windows have to be a minute old, anew after a gap."""
+    times = [0.1 * i for i in range(700)]
+    block = run(quotes(times + [3600 * 16 + t for t in times]))
+    for start in (0, 700):
+        assert not block.ready[start : start + 600].any()
+        assert block.ready[start + 600 : start + 700].all()
 
 
 def test_a_gap_empties_the_windows_and_keeps_the_scales() -> None:
@@ -189,7 +199,7 @@ def test_a_gap_empties_the_windows_and_keeps_the_scales() -> None:
     ticks = quotes([0.1 * i for i in range(100)] + [3600 * 16 + 0.1 * i for i in range(40)])
     ticks["bid_px"][100:] += 500 * CENT
     ticks["ask_px"][100:] += 500 * CENT
-    block = run(ticks)
+    block = run(ticks, BY_EVENTS)
     assert block.ready[63:100].all()
     assert not block.ready[100:114].any()
     assert block.ready[114:].all()
@@ -204,7 +214,7 @@ def test_a_halt_shorter_than_a_gap_is_a_return() -> None:
     ticks = quotes([0.1 * i for i in range(100)] + [600 + 0.1 * i for i in range(5)])
     ticks["bid_px"][100:] += 500 * CENT
     ticks["ask_px"][100:] += 500 * CENT
-    block = run(ticks)
+    block = run(ticks, BY_EVENTS)
     assert block.ready[63:].all()
     assert column(block, "return_tick")[100] > 2
     assert column(block, "message_rate_10s")[100] < column(block, "message_rate_10s")[99]
@@ -286,7 +296,7 @@ def test_an_instrument_recovers_from_one_time_days_ahead() -> None:
     """One tick six days ahead makes the next ones late; the second of them starts over."""
     ticks = quotes([1.0 * i for i in range(200)])
     ticks["ts_event"][50] += 6 * DAY
-    block = run(ticks)
+    block = run(ticks, BY_EVENTS)
     assert block.quality[51] == Quality.LATE
     assert not block.quality[52:].any()
     assert block.ready[-1]
@@ -311,7 +321,7 @@ def test_unusual_values_are_flagged_and_processed(change: dict[str, int], flag: 
     ticks = quotes([1.0 * i for i in range(80)])
     for name, value in change.items():
         ticks[name][70] = value
-    block = run(ticks)
+    block = run(ticks, BY_EVENTS)
     assert block.quality[70] == flag
     assert block.ready[70]
     assert np.isfinite(block.values).all()
@@ -352,9 +362,9 @@ def test_a_wild_tick_is_forgotten() -> None:
 
 def test_an_unseen_instrument_looks_like_those_before() -> None:
     """The first ready rows of a new instrument lie where the rows of a known one lie."""
-    block = run(market(4000, 2, 7))
+    block = run(market(4000, 2, 7), BY_EVENTS)
     first = block.values[block.ready & (block.keys == instrument_key(7, 1))]
-    newcomer = run(market(150, 1, 8))
+    newcomer = run(market(150, 1, 8), BY_EVENTS)
     fresh = newcomer.values[newcomer.ready]
     low, high = np.quantile(first, [0.001, 0.999], axis=0)
     margin = 0.5 + (high - low)

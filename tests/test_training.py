@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from detector.artifact import SUMMARY, Artifact, read_artifact
 from detector.errors import RefusedError
-from detector.features import DEFAULT, FeatureBlock, vector_spec
+from detector.features import DEFAULT, FeatureBlock, FeatureSpec, vector_spec
 from detector.model import Combination, Normaliser
 from detector.readers import write_parquet
 from detector.scorer import Scorer
@@ -354,7 +354,7 @@ class TestTrain:
     def test_too_few_ticks_say_how_many_there_are(self, ticks: TickBatch, tmp_path: Path) -> None:
         """The refusal names ticks read, ready rows, and what is needed, and writes nothing."""
         with pytest.raises(RefusedError, match=r"500 ticks read, \d+ of them ready.*1,000 are"):
-            train([ticks[:500]], DEFAULT, tmp_path / "m", QUICK)
+            train([ticks[:500]], FeatureSpec(warmup_s=0.1), tmp_path / "m", QUICK)
         assert not (tmp_path / "m").exists()
 
     def test_quantile_beyond_the_data_is_refused(self, ticks: TickBatch, tmp_path: Path) -> None:

@@ -243,7 +243,10 @@ class RowStore:
             instrument, the future of another.
         """
         if not len(self):
-            raise TooFewRowsError("there is no ready row at all: give more ticks")
+            raise TooFewRowsError(
+                "there is no ready row at all: every instrument is still in its warm-up, which "
+                "docs/features.md describes; give more ticks"
+            )
         groups: list[int | None] = [*self._instruments()] if by_instrument else [None]
         bounds = {key: self._boundaries(split, key) for key in groups}
         gap = int(split.gap_s * NS_PER_S)

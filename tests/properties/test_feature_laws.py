@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.features import DEFAULT, FeatureBank, FeatureBlock, FeatureSpec, vector_spec
+from detector.features import FeatureBank, FeatureBlock, FeatureSpec, vector_spec
 from detector.ticks import DROPPED, TICK, TickArray, TickBatch, VectorBatch
 from tests.streams import START, batches, market, roughened, vectors
 
 seeds = st.integers(0, 2**32 - 1)
 cuts = st.lists(st.integers(0, 400), max_size=8)
 law = settings(max_examples=25, deadline=None)
+
+QUICK = FeatureSpec(warmup_s=2.0)  # ready within the streams here
 
 
 def joined(blocks: list[FeatureBlock]) -> list[np.ndarray]:
@@ -40,7 +42,7 @@ def rough(seed: int, n: int = 400, instruments: int = 5) -> TickArray:
 def test_batches_change_nothing(seed: int, edges: list[int], cap: int) -> None:
     """However a stream is cut into batches, the features are the same to the last bit."""
     ticks = rough(seed)
-    whole, pieces = DEFAULT.bank(cap), DEFAULT.bank(cap)
+    whole, pieces = QUICK.bank(cap), QUICK.bank(cap)
     same(
         [whole.update(TickBatch.from_ticks(ticks))],
         [pieces.update(batch) for batch in batches(ticks, edges)],
@@ -66,8 +68,8 @@ def test_prefix_does_not_depend_on_what_follows(seed: int, other: int, at: int) 
     """No feature looks ahead: another future leaves the past as it was."""
     ticks, changed = rough(seed), rough(seed)
     changed[at:] = rough(other)[at:]
-    a = DEFAULT.bank().update(TickBatch.from_ticks(ticks))
-    b = DEFAULT.bank().update(TickBatch.from_ticks(changed))
+    a = QUICK.bank().update(TickBatch.from_ticks(ticks))
+    b = QUICK.bank().update(TickBatch.from_ticks(changed))
     np.testing.assert_array_equal(a.values[:at], b.values[:at])
     np.testing.assert_array_equal(a.quality[:at], b.quality[:at])
 
@@ -77,10 +79,10 @@ def test_prefix_does_not_depend_on_what_follows(seed: int, other: int, at: int) 
 def test_instruments_do_not_affect_one_another(seed: int) -> None:
     """Below the cap, an instrument alone has the features that it has among others."""
     ticks = market(400, 4, seed)
-    together = DEFAULT.bank(4).update(TickBatch.from_ticks(ticks))
+    together = QUICK.bank(4).update(TickBatch.from_ticks(ticks))
     for instrument in np.unique(ticks["instrument_id"]):
         own = ticks["instrument_id"] == instrument
-        alone = DEFAULT.bank().update(TickBatch.from_ticks(ticks[own]))
+        alone = QUICK.bank().update(TickBatch.from_ticks(ticks[own]))
         np.testing.assert_array_equal(together.values[own], alone.values)
         np.testing.assert_array_equal(together.ready[own], alone.ready)
 
@@ -90,7 +92,7 @@ def test_instruments_do_not_affect_one_another(seed: int) -> None:
 def test_snapshot_restore_and_go_on_equals_going_on(seed: int, at: int, cap: int) -> None:
     """State that went through arrays continues to the last bit, evictions included."""
     before, after = batches(rough(seed), [at])
-    bank, other = DEFAULT.bank(cap), DEFAULT.bank(cap)
+    bank, other = QUICK.bank(cap), QUICK.bank(cap)
     bank.update(before)
     other.update(TickBatch.from_ticks(rough(seed + 1)))  # state that restoring must replace
     other.restore(bank.snapshot())
@@ -123,7 +125,7 @@ def test_any_bytes_give_finite_features(seed: int) -> None:
     ticks["instrument_id"] = rng.integers(1, 4, 300)
     ticks["action"] = rng.choice([*b"ACMTFRN", 0, 255], 300)
     ticks["side"] = rng.choice([*b"ABN", 0], 300)
-    block = DEFAULT.bank(2).update(TickBatch.from_ticks(ticks))
+    block = QUICK.bank(2).update(TickBatch.from_ticks(ticks))
     assert np.isfinite(block.values).all()
     dropped = (block.quality & DROPPED) != 0
     assert not block.values[dropped].any()
@@ -148,7 +150,7 @@ def test_any_vector_gives_finite_features(seed: int) -> None:
 def test_eviction_keeps_the_cap_and_is_counted(seed: int, cap: int) -> None:
     """Never more instruments than the cap; each new one beyond it counts one eviction."""
     ticks = market(300, 9, seed)
-    bank = DEFAULT.bank(cap)
+    bank = QUICK.bank(cap)
     block = bank.update(TickBatch.from_ticks(ticks))
     recent: list[int] = []
     evictions = 0
@@ -173,8 +175,8 @@ def test_features_are_free_of_scale(seed: int) -> None:
         scaled[name] *= 7
     for name in ("size", "bid_sz", "ask_sz"):
         scaled[name] *= 3
-    a = DEFAULT.bank().update(TickBatch.from_ticks(ticks))
-    b = DEFAULT.bank().update(TickBatch.from_ticks(scaled))
+    a = QUICK.bank().update(TickBatch.from_ticks(ticks))
+    b = QUICK.bank().update(TickBatch.from_ticks(scaled))
     assert a.ready.any()
     np.testing.assert_allclose(a.values, b.values, rtol=1e-5, atol=1e-5)
 
@@ -204,12 +206,12 @@ def test_the_date_does_not_matter(shift_s: int) -> None:
     shifted = ticks.copy()
     for name in ("ts_event", "ts_recv"):
         shifted[name] += np.uint64(shift_s * 10**9)
-    a = DEFAULT.bank().update(TickBatch.from_ticks(ticks))
-    b = DEFAULT.bank().update(TickBatch.from_ticks(shifted))
+    a = QUICK.bank().update(TickBatch.from_ticks(ticks))
+    b = QUICK.bank().update(TickBatch.from_ticks(shifted))
     np.testing.assert_array_equal(a.values, b.values)
 
 
-@pytest.mark.parametrize("spec", [DEFAULT, vector_spec(("a", "b"))])
+@pytest.mark.parametrize("spec", [QUICK, vector_spec(("a", "b"))])
 def test_empty_batches_are_taken(spec: FeatureSpec) -> None:
     """A batch without rows gives a block without rows and changes nothing."""
     bank: FeatureBank = spec.bank()
