@@ -23,7 +23,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "fuzz": fuzz,
 }
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
