@@ -33,8 +33,8 @@ TARGET_LOAD: Final = 0.5
 PERCENTILES: Final = (50.0, 99.0, 99.9)
 SATURATE_S: Final = 10.0
 _EPISODES: Final = "[episodes]\nquiet_s = 0.1\nupdate_interval_s = 0.1"
-"""Short ones, so that about one tick in a thousand leads to an event and percentiles have enough of
-them: with the usual ones a burst of anomalous ticks is a single episode."""
+"""Short ones, so that a few ticks in a thousand lead to events and percentiles have enough of them:
+with the usual ones a burst of anomalous ticks is a single episode."""
 _SETTLE_S: Final = 3.0
 _READY_WITHIN_S: Final = 60.0
 
@@ -191,7 +191,7 @@ class Stage:
 
     def _daemon(self, topics: Topics) -> AbstractContextManager[Daemon]:
         work = self.work
-        where = (work.folder, self.cluster, topics, work.model, work.sizes.instruments)
+        where = (work.folder, self.cluster, topics, work.latency_model, work.sizes.instruments)
         return daemon(*where, more=_EPISODES)
 
 
@@ -211,11 +211,12 @@ def _at(stage: Stage, load: float, most: float) -> Row:
         echo.append(stage.echo_run(rate, seed, mine[-1]))
     p99 = ratios(*([run.percentiles_ms()[1] for run in runs] for runs in (mine, echo)))
     events = sum(len(run.latency_ns) for run in mine)
+    share = sum(mine[0].places.values()) / stage.ticks_at(rate)
     targeted = load == TARGET_LOAD
     return Row(
         "latency",
         f"tick to event at {load:.0%} of the maximum: {rate:,.0f} of {most:,.0f} ticks/s, "
-        "1 tick a message, p50 / p99 / p99.9",
+        f"1 tick a message, {share:.2%} of ticks lead to events, p50 / p99 / p99.9",
         f"{_told(mine)} ms",
         f"echo of as many messages: {_told(echo)} ms",
         p99,
@@ -231,7 +232,7 @@ def _at(stage: Stage, load: float, most: float) -> Row:
             / len(mine)
             / (stage.work.sizes.latency_s - stage.work.sizes.warm_s),
             "event_bytes": mine[0].mean_bytes,
-            "events_per_tick": sum(mine[0].places.values()) / stage.ticks_at(rate),
+            "events_per_tick": share,
             "events_equal_in_all_rounds": all(run.places == mine[0].places for run in mine),
             "generator_most_behind_ms": max(run.behind_ms for run in (*mine, *echo)),
         },

@@ -52,6 +52,8 @@ class Sizes:
         How many instruments resident memory is stated for.
     quantile
         Of the threshold: one tick in `1 / (1 - quantile)` is anomalous.
+    latency_quantile
+        The same for the latency row, where more events make surer percentiles.
     """
 
     instruments: int = 1000
@@ -65,6 +67,7 @@ class Sizes:
     loads: tuple[float, ...] = (0.25, 0.5, 0.75)
     memory_instruments: tuple[int, ...] = (1, 1000, 100_000)
     quantile: float = 0.999
+    latency_quantile: float = 0.99
 
 
 FULL: Final = Sizes()
@@ -82,11 +85,15 @@ QUICK: Final = Sizes(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """The tape to measure on and the model that watches it."""
+    """The tape to measure on and the model that watches it.
+
+    `latency_model` is the same model with a lower threshold.
+    """
 
     sizes: Sizes
     folder: Path
     model: Path
+    latency_model: Path
     artifact: Artifact
     tape: TickArray
 
@@ -112,17 +119,21 @@ def prepare(sizes: Sizes, folder: Path | None = None, model: Path | None = None)
     folder = folder or Path(tempfile.mkdtemp(prefix="tapewatch-bench-"))
     ticks = synthetic_ticks(sizes.instruments, sizes.train_s + sizes.tape_s)
     cut = int(np.searchsorted(ticks["ts_event"], ticks["ts_event"][0] + int(sizes.train_s * 1e9)))
+    latency_model = model
     if model is None:
-        model = folder / "model"
-        _train(ticks[:cut], sizes, model)
-    return Workload(sizes, folder, model, read_artifact(model), ticks[cut:].copy())
+        model, latency_model = folder / "model", folder / "latency-model"
+        _train(ticks[:cut], sizes, sizes.quantile, model)
+        _train(ticks[:cut], sizes, sizes.latency_quantile, latency_model)
+    return Workload(
+        sizes, folder, model, latency_model or model, read_artifact(model), ticks[cut:].copy()
+    )
 
 
-def _train(ticks: TickArray, sizes: Sizes, folder: Path) -> None:
+def _train(ticks: TickArray, sizes: Sizes, quantile: float, folder: Path) -> None:
     """Train as `tapewatch train` does, in fewer epochs and from fewer rows an instrument."""
     options = Options(
         split=Split(train=TRAIN_SHARE, calibration=CALIBRATION_SHARE, gap_s=1.0),
-        quantile=sizes.quantile,
+        quantile=quantile,
         epochs=sizes.epochs,
         own_rows=OWN_ROWS,
         max_instruments=sizes.instruments,
