@@ -1,6 +1,6 @@
 """What every row works on: one synthetic tape, and the default model trained on its beginning.
 
-A thousand instruments of about 25 ticks a second each. The model has the sizes that
+A thousand instruments over an hour. The model has the sizes that
 `tapewatch train` gives by default and normalises every instrument by moments of its own, which is
 the dearer case; only its training is shorter, which changes no cost.
 """
@@ -11,8 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from detector.artifact import Artifact, read_artifact
 from detector.bench import micro_batches, synthetic_ticks
@@ -34,8 +32,8 @@ class Sizes:
     ----------
     instruments
         Of the tape.
-    train_s, tape_s
-        Market time to train on, and to measure on, in seconds.
+    train_ticks, tape_ticks
+        Ticks to train on, and to measure on, about.
     epochs
         Passes over the training rows.
     rounds
@@ -57,8 +55,8 @@ class Sizes:
     """
 
     instruments: int = 1000
-    train_s: float = 40.0
-    tape_s: float = 120.0
+    train_ticks: int = 1_000_000
+    tape_ticks: int = 3_000_000
     epochs: int = 2
     rounds: int = 15
     kafka_rounds: int = 5
@@ -72,8 +70,8 @@ class Sizes:
 
 FULL: Final = Sizes()
 QUICK: Final = Sizes(
-    train_s=25.0,
-    tape_s=30.0,
+    train_ticks=600_000,
+    tape_ticks=800_000,
     epochs=1,
     rounds=5,
     kafka_rounds=2,
@@ -117,8 +115,8 @@ class Workload:
 def prepare(sizes: Sizes, folder: Path | None = None, model: Path | None = None) -> Workload:
     """Simulate the tape and train the default model on its beginning, or take a given one."""
     folder = folder or Path(tempfile.mkdtemp(prefix="tapewatch-bench-"))
-    ticks = synthetic_ticks(sizes.instruments, sizes.train_s + sizes.tape_s)
-    cut = int(np.searchsorted(ticks["ts_event"], ticks["ts_event"][0] + int(sizes.train_s * 1e9)))
+    ticks = synthetic_ticks(sizes.instruments, sizes.train_ticks + sizes.tape_ticks)
+    cut = len(ticks) * sizes.train_ticks // (sizes.train_ticks + sizes.tape_ticks)
     latency_model = model
     if model is None:
         model, latency_model = folder / "model", folder / "latency-model"

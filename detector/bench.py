@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,7 @@ MESSAGE_TICKS: Final = 64
 PARTITIONS: Final = 4
 WARM: Final = 0.2
 """Share of a run after which it counts: windows and caches are warm, instruments are ready."""
+_RATE_HZ: Final = 25.0  # of the demo market's instruments, on average
 _QUEUED: Final = 2
 _ROUNDS: Final = 7
 
@@ -74,10 +75,22 @@ class Figure:
     unit: str
 
 
-def synthetic_ticks(instruments: int, seconds: float, seed: int = 7) -> TickArray:
-    """Ticks of `instruments` synthetic instruments, about 25 a second each, by event time."""
+def synthetic_ticks(instruments: int, ticks: int, seed: int = 7) -> TickArray:
+    """About `ticks` ticks of synthetic instruments within an hour, in order of event time.
+
+    Where that would be more than the demo market's 25 a second each, it lasts longer. An hour,
+    however few they are: an instrument warms up for a minute, and most of a tape must be scored.
+    """
+    seconds = max(3600.0, ticks / (_RATE_HZ * instruments))
+    slower = ticks / (seconds * _RATE_HZ * instruments)
     market = demo_market(seed, instruments)
-    return gather(generate(market, DEMO_START_NS, seconds)).ticks
+    market = replace(
+        market,
+        instruments=tuple(
+            replace(each, rate_hz=max(1e-3, each.rate_hz * slower)) for each in market.instruments
+        ),
+    )
+    return gather(generate(market, DEMO_START_NS, seconds, chunk_s=seconds / 60)).ticks
 
 
 def synthetic_vectors(columns: int, instruments: int, rows: int, seed: int = 7) -> VectorBatch:
@@ -97,7 +110,7 @@ def tape_for(features: FeatureSpec, instruments: int, ticks: int) -> Batch:
     """About `ticks` ticks of the kind that the features are computed from."""
     if features.kind == "vector":
         return synthetic_vectors(len(features.columns), instruments, ticks)
-    return TickBatch.from_ticks(synthetic_ticks(instruments, max(1.0, ticks / (25 * instruments))))
+    return TickBatch.from_ticks(synthetic_ticks(instruments, ticks))
 
 
 def messages_of(

@@ -34,8 +34,8 @@ from detector.wire import make_decoder
 
 TINY = Sizes(
     instruments=4,
-    train_s=60.0,
-    tape_s=20.0,
+    train_ticks=6000,
+    tape_ticks=6000,
     epochs=1,
     rounds=2,
     kafka_rounds=1,
@@ -46,7 +46,7 @@ TINY = Sizes(
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workload]:
-    """A tiny tape and the default model trained on a minute of it."""
+    """A tiny tape and the default model trained on the half before it."""
     return prepare(TINY, tmp_path_factory.mktemp("work"))
 
 
@@ -157,7 +157,7 @@ def test_messages_hold_the_tape(features: Any) -> None:
 
 def test_a_feature_pass_repeats_the_same_work() -> None:
     """Each pass starts from the same warm state, so that rounds measure one thing."""
-    tape = TickBatch.from_ticks(synthetic_ticks(3, 60.0))
+    tape = TickBatch.from_ticks(synthetic_ticks(3, 5000))
     passes = FeaturePass(DEFAULT, tape, 3)
     first = passes.blocks(1)[0]
     assert passes.seconds() > 0
