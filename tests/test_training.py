@@ -243,7 +243,7 @@ class TestFit:
         assert model.combination.stage2 == pytest.approx(0.5 / np.median(scored.stage2), rel=1e-3)
         z = (values - values.mean(axis=0)) / values.std(axis=0)
         excess = np.log1p(np.maximum(np.abs(z) - 3.0, 0.0)).mean(axis=1)
-        assert model.combination.excess == pytest.approx(0.3 / excess.mean(), rel=1e-3)
+        assert model.combination.excess == pytest.approx(0.2 / excess.mean(), rel=1e-3)
 
     def test_plain_sum_is_the_plain_sum(self) -> None:
         """The reference combination weighs both errors by exactly 1."""

@@ -72,7 +72,7 @@ class TwoStageDetector(
         excess `x` says how far the features lie beyond the clip, or the plain sum `e1 + e2`.
     stage2_weight : float, default=0.5
         Weight of stage 2 in the weighted combination.
-    excess_weight : float, default=0.3
+    excess_weight : float, default=0.2
         Weight of the excess in the weighted combination.
     contamination : float, default=0.01
         Share of the training rows that `predict` calls outliers.
@@ -134,7 +134,7 @@ class TwoStageDetector(
         validation_fraction: float = 0.1,
         combination: CombinationName = "weighted",
         stage2_weight: float = 0.5,
-        excess_weight: float = 0.3,
+        excess_weight: float = 0.2,
         contamination: float = 0.01,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,

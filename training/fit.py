@@ -83,8 +83,8 @@ class Recipe:
     patience
         Epochs without a lower error on later rows after which training stops.
     combination
-        `weighted`: `e1 / median(e1) + stage2_weight * e2 / median(e2) + excess_weight * x / mean(x)`
-        with the excess `x`, how far the features lie beyond the clip; `sum`: `e1 + e2`.
+        `weighted`: `e1 / median(e1) + stage2_weight * e2 / median(e2)` and, for the excess `x`, how
+        far the features lie beyond the clip, `excess_weight * x / mean(x)`; `sum`: `e1 + e2`.
     stage2_weight, excess_weight
         Weights of stage 2 and of the excess in the weighted combination.
     own_rows
@@ -106,7 +106,7 @@ class Recipe:
     patience: int = 3
     combination: CombinationName = "weighted"
     stage2_weight: float = 0.5
-    excess_weight: float = 0.3
+    excess_weight: float = 0.2
     own_rows: int = 1_000
     seed: int = 0
 
