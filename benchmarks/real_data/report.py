@@ -85,8 +85,8 @@ def write_page(scenarios: dict[str, Scenario]) -> None:
             stamped = orjson.loads(path.read_bytes())
             libraries = stamped["machine"]["libraries"]
             taken = (
-                f"Measured {stamped['date']} at {stamped['commit']}, TensorFlow {libraries['tensorflow']}, "
-                f"Keras {libraries['keras']}, on the CPU: `python -m benchmarks.real_data {name}`."
+                f"Measured {stamped['date']} at {stamped['commit']}, "
+                f"TensorFlow {libraries['tensorflow']}, Keras {libraries['keras']}, on the CPU: `python -m benchmarks.real_data {name}`."
             )
             parts.append(
                 f"## {scenario.TITLE}\n\n{scenario.section(stamped['facts'])}\n\n{taken}\n"
