@@ -26,7 +26,7 @@ from tests.streams import START, market
 def ticks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TickBatch]:
     """A file of a small market, and its content."""
     path = tmp_path_factory.mktemp("ticks") / "ticks.parquet"
-    batch = TickBatch.from_ticks(market(4_000, 3, seed=2))
+    batch = TickBatch.from_ticks(market(9_000, 3, seed=2))
     write_parquet(path, [batch])
     return path, batch
 

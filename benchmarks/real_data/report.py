@@ -31,6 +31,17 @@ development data for it, not held-out evidence.
 """
 
 
+def _commit() -> str:
+    """Commit of the measured code, and whether there were changes beside it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "an unknown commit"
+
+
+COMMIT: Final = _commit()
+"""Taken before anything is written."""
+
+
 class Scenario(Protocol):
     """A module of this package."""
 
@@ -61,19 +72,12 @@ def save(name: str, facts: dict[str, Any]) -> None:
     FOLDER.mkdir(exist_ok=True)
     stamped = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": _commit(),
+        "commit": COMMIT,
         "machine": describe(),
         "facts": facts,
     }
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
     (FOLDER / f"{name}.json").write_bytes(orjson.dumps(stamped, option=options))
-
-
-def _commit() -> str:
-    """Commit of the measured code, and whether there were changes beside it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "an unknown commit"
 
 
 def write_page(scenarios: dict[str, Scenario]) -> None:
@@ -86,7 +90,8 @@ def write_page(scenarios: dict[str, Scenario]) -> None:
             libraries = stamped["machine"]["libraries"]
             taken = (
                 f"Measured {stamped['date']} at {stamped['commit']}, "
-                f"TensorFlow {libraries['tensorflow']}, Keras {libraries['keras']}, on the CPU: `python -m benchmarks.real_data {name}`."
+                f"TensorFlow {libraries['tensorflow']}, Keras {libraries['keras']}, on the CPU: "
+                f"`python -m benchmarks.real_data {name}`."
             )
             parts.append(
                 f"## {scenario.TITLE}\n\n{scenario.section(stamped['facts'])}\n\n{taken}\n"
