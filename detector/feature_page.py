@@ -82,7 +82,7 @@ Where a market lacks something:
   wrong: the instrument starts over, scales included. So it does 7 days away from its latest tick.
 - A time more than 7 days from the partition's clock (its latest plausible time) drops the tick,
   unless the tick just before was dropped for that and lies within 7 days of this one: then the
-  clock moves.
+  clock moves. It moves back at once for a tick within 7 days of where it was.
 - Dropped ticks (a repeat of one of the instrument's last 64 records, an implausible or missing
   time, a vector with NaN or infinity) change no window and give zeros, not ready.
 - When the cap on instruments is reached, a new one takes the place of the least recently seen,

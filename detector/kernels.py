@@ -47,6 +47,8 @@ H_CANDIDATE = 2
 H_HAS_CANDIDATE = 3
 H_USED = 4  # rows taken: always rows 0 .. used-1
 H_EVICTIONS = 5
+H_PREVIOUS = 6  # the clock before it last moved by a jump
+H_HAS_PREVIOUS = 7
 H_SIZE = 8
 
 # --- int64 row ------------------------------------------------------------------------------------
@@ -467,12 +469,20 @@ def plausible(ts: Integer, head: Int64s, jump: Integer) -> bool:
     """Whether `ts` fits the partition's clock, which is the latest plausible time so far.
 
     A time further than `jump` from it is refused once; the next tick, if it is near the refused
-    one, moves the clock there (a topic may begin with a wrong time, or be filled again).
+    one, moves the clock there (a topic may begin with a wrong time, or be filled again). The clock
+    goes back at once for a time near where it was: two wrong times that confirm each other cost no
+    good tick.
     """
     near = head[H_HAS_CLOCK] == 0 or abs(ts - head[H_CLOCK]) <= jump
     if near:
         head[H_CLOCK] = max(ts, head[H_CLOCK] if head[H_HAS_CLOCK] else ts)
+    elif head[H_HAS_PREVIOUS] and abs(ts - head[H_PREVIOUS]) <= jump:
+        left = head[H_CLOCK]
+        head[H_CLOCK] = max(ts, head[H_PREVIOUS])
+        head[H_PREVIOUS] = left
     elif head[H_HAS_CANDIDATE] and abs(ts - head[H_CANDIDATE]) <= jump:
+        head[H_PREVIOUS] = head[H_CLOCK]
+        head[H_HAS_PREVIOUS] = 1
         head[H_CLOCK] = ts
     else:
         head[H_CANDIDATE] = ts

@@ -85,6 +85,7 @@ class TickOracle:
         self.spec = spec
         self.clock: int | None = None
         self.candidate: int | None = None
+        self.previous: int | None = None
         self.past: dict[int, Past] = {}
         self.hashes: dict[int, list[bytes]] = {}
 
@@ -93,8 +94,10 @@ class TickOracle:
         jump = self.spec.jump_s * 1e9
         if self.clock is None or abs(ts - self.clock) <= jump:
             self.clock = max(ts, self.clock or ts)
+        elif self.previous is not None and abs(ts - self.previous) <= jump:
+            self.clock, self.previous = max(ts, self.previous), self.clock
         elif self.candidate is not None and abs(ts - self.candidate) <= jump:
-            self.clock = ts
+            self.clock, self.previous = ts, self.clock
         else:
             self.candidate = ts
             return False
