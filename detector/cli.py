@@ -331,6 +331,36 @@ def features(
     out.print(table)
 
 
+@app.command()
+def bench(
+    model: Annotated[Path, typer.Option("--model", help="Model folder to measure.")],
+    instruments: Annotated[int, typer.Option(min=1, help="Instruments on the tape.")] = 1000,
+    ticks: Annotated[int, typer.Option(min=10_000, help="Ticks on the tape.")] = 500_000,
+    as_json: AsJson = False,
+) -> None:
+    """Measure features, scoring and the whole engine of a model on this machine, without Kafka.
+
+    Example: tapewatch bench --model model
+    """
+    from detector.artifact import read_artifact  # noqa: PLC0415
+    from detector.bench import bench_model  # noqa: PLC0415
+
+    facts = bench_model(read_artifact(model), instruments=instruments, ticks=ticks)
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table("what", "median", "lowest", "highest", "unit", title=f"{model}, this machine")
+    for figure in facts["figures"]:
+        shown = (f"{figure[name]:,.1f}" for name in ("value", "low", "high"))
+        table.add_row(figure["name"], *shown, figure["unit"])
+    out.print(table)
+    out.print(
+        f"{facts['features']} features, {facts['multiply_adds']:,} multiply-adds a tick, "
+        f"{facts['instruments']:,} instruments",
+        highlight=False,
+    )
+
+
 def _with_bootstrap(config: Config, bootstrap: str | None) -> Config:
     if bootstrap is None:
         return config

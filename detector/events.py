@@ -32,6 +32,7 @@ TOP_FEATURES: Final = 5
 MAJOR_FROM: Final = 2.0
 CRITICAL_FROM: Final = 4.0
 _BUFFER_ROWS: Final = 256
+_EPISODE_ROWS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def flag_labels(quality: int) -> tuple[str, ...]:
 
 
 class EpisodeBook:
-    """The running episodes of one input partition, one row for each feature-bank slot.
+    """The running episodes of one input partition: four bytes an instrument, a row an open one.
 
     Parameters
     ----------
@@ -243,13 +244,14 @@ class EpisodeBook:
 
     def __init__(self, slots: int, policy: EpisodePolicy) -> None:
         self._policy = policy
-        self._state = np.zeros((slots, k.STATE_COLUMNS), np.int64)
-        self._peak = np.zeros((slots, k.PEAK_COLUMNS), np.float64)
-        self._open_slots = np.zeros(slots, np.int32)
+        self._places = np.full(slots, k.CLOSED, np.int32)
         self._partition = np.array([np.iinfo(np.int64).min, k.NEVER, 0], np.int64)
-        # What the peak's features were: index, then value, expected, share; -1 marks unused.
-        self._top_index = np.full((slots, TOP_FEATURES), -1, np.int16)
-        self._top_values = np.zeros((slots, TOP_FEATURES, 3), np.float64)
+        self._state = np.zeros((0, k.STATE_COLUMNS), np.int64)
+        self._peak = np.zeros((0, k.PEAK_COLUMNS), np.float64)
+        self._open_slots = np.zeros(0, np.int32)
+        self._free = np.zeros(0, np.int32)
+        # What an open episode's peak was: indices of features, then value, expected, share of each.
+        self._explained: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]] = {}
         self._transitions = np.zeros((_BUFFER_ROWS, k.TRANSITION_COLUMNS), np.int64)
         self._peaks = np.zeros((_BUFFER_ROWS, k.PEAK_COLUMNS), np.float64)
 
@@ -276,7 +278,7 @@ class EpisodeBook:
         self._age_peaks()
         first, n = 0, len(slots)
         while first < n:
-            self._grow_buffers()
+            self._make_room()
             first, count = k.step_episodes(
                 first,
                 slots,
@@ -288,7 +290,9 @@ class EpisodeBook:
                 self._state,
                 self._peak,
                 self._partition,
+                self._places,
                 self._open_slots,
+                self._free,
                 self._policy.close_ratio,
                 round(self._policy.quiet_s * NS_PER_S),
                 round(self._policy.update_interval_s * NS_PER_S),
@@ -301,26 +305,33 @@ class EpisodeBook:
     def improved_peaks(self) -> list[tuple[int, int]]:
         """`(slot, row)` of the open episodes whose highest score lies in the last batch."""
         open_slots = self._open_slots[: self.open_episodes]
-        rows = self._state[open_slots, k.PEAK_ROW]
+        rows = self._state[self._places[open_slots], k.PEAK_ROW]
         return [(int(s), int(r)) for s, r in zip(open_slots, rows, strict=True) if r >= 0]
 
     def remember(self, slot: int, index: npt.NDArray[np.int16], values: npt.NDArray[Any]) -> None:
         """Keep the explanation of an episode's peak: `(K,)` feature indices, `(K, 3)` values."""
-        self._top_index[slot] = -1
-        self._top_index[slot, : len(index)] = index
-        self._top_values[slot, : len(index)] = values
+        self._explained[slot] = index, values
 
     def remembered(self, slot: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
-        """Return what `remember` kept for the slot, as `(index, values)`."""
-        used = self._top_index[slot] >= 0
-        return self._top_index[slot, used], self._top_values[slot, used]
+        """Return what `remember` kept for the slot, as `(index, values)`, and forget it."""
+        return self._explained.pop(slot)
 
     def _age_peaks(self) -> None:
         """Peaks of the last batch become peaks of an earlier one."""
         open_slots = self._open_slots[: self.open_episodes]
-        self._state[open_slots, k.PEAK_ROW] = -1
+        self._state[self._places[open_slots], k.PEAK_ROW] = -1
 
-    def _grow_buffers(self) -> None:
+    def _make_room(self) -> None:
+        """Let at least one more episode open, and every one of them close at one tick."""
+        rows = len(self._state)
+        if self.open_episodes == rows:
+            more = max(_EPISODE_ROWS, rows)
+            self._state = np.concatenate([self._state, np.zeros((more, k.STATE_COLUMNS), np.int64)])
+            self._peak = np.concatenate([self._peak, np.zeros((more, k.PEAK_COLUMNS))])
+            self._open_slots = np.concatenate([self._open_slots, np.zeros(more, np.int32)])
+            # None is free now: the new rows are the free ones, at the front of the list.
+            self._free = np.zeros(rows + more, np.int32)
+            self._free[:more] = np.arange(rows + more - 1, rows - 1, -1)
         need = self.open_episodes + _BUFFER_ROWS
         if need > len(self._transitions):
             self._transitions = np.zeros((2 * need, k.TRANSITION_COLUMNS), np.int64)
@@ -331,6 +342,8 @@ class EpisodeBook:
             self._transitions[:count].tolist(), self._peaks[:count].tolist(), strict=True
         ):
             state = t[k.STATE :]
+            if t[k.KIND] == k.CLOSE and state[k.PEAK_ROW] >= 0:
+                self._explained.pop(t[k.SLOT], None)  # of an earlier, lower peak
             yield Transition(
                 phase=PHASES[t[k.KIND]],
                 reason=CLOSE_REASONS[t[k.REASON]],

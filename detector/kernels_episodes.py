@@ -1,7 +1,7 @@
 """The episode state machine as one pure Numba pass; `events` wraps it.
 
-One row of state per feature-bank slot. Time is event time only: the kernel never sees a clock, so
-the same ticks in any batches give the same transitions.
+One row of state per open episode, found by the instrument's feature-bank slot. Time is event time
+only: the kernel never sees a clock, so the same ticks in any batches give the same transitions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numba import njit
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
+Int32Array = npt.NDArray[np.int32]
 
 OPEN: Final = 0
 UPDATE: Final = 1
@@ -23,19 +24,20 @@ QUIET: Final = 0  # its own ticks stayed below the closing level for long enough
 SILENT: Final = 1  # it sent no tick while the partition's watermark moved on
 EVICTED: Final = 2  # its slot in the feature bank went to another instrument
 
-# Columns of the integer state, one row a slot.
+# Columns of the integer state, one row an open episode.
 KEY: Final = 0
-IS_OPEN: Final = 1
-START_TS: Final = 2
-ALIVE_TS: Final = 3
-ALIVE_WATERMARK: Final = 4
-PUBLISHED_TS: Final = 5
-OPEN_OFFSET: Final = 6
-OPEN_INDEX: Final = 7
-TICKS: Final = 8
-ALARMS: Final = 9
-PEAK_ROW: Final = 10  # row of the peak in the present batch, -1 once it lies in an earlier one
-STATE_COLUMNS: Final = 11
+START_TS: Final = 1
+ALIVE_TS: Final = 2
+ALIVE_WATERMARK: Final = 3
+PUBLISHED_TS: Final = 4
+OPEN_OFFSET: Final = 5
+OPEN_INDEX: Final = 6
+TICKS: Final = 7
+ALARMS: Final = 8
+PEAK_ROW: Final = 9  # row of the peak in the present batch, -1 once it lies in an earlier one
+STATE_COLUMNS: Final = 10
+
+CLOSED: Final = -1  # in `places`: the slot's instrument has no open episode
 
 # Columns of the floating state: what was measured at the episode's peak.
 PEAK_SCORE: Final = 0
@@ -68,6 +70,7 @@ def _emit(
     reason: int,
     row: int,
     slot: int,
+    place: int,
     state: Int64Array,
     peak: Float64Array,
     transitions: Int64Array,
@@ -79,19 +82,20 @@ def _emit(
     transitions[count, ROW] = row
     transitions[count, SLOT] = slot
     for c in range(STATE_COLUMNS):
-        transitions[count, STATE + c] = state[slot, c]
+        transitions[count, STATE + c] = state[place, c]
     for c in range(PEAK_COLUMNS):
-        peaks[count, c] = peak[slot, c]
+        peaks[count, c] = peak[place, c]
     return count + 1
 
 
 @njit(cache=True, nogil=True)
 def _forget(
-    slot: int, state: Int64Array, partition: Int64Array, open_slots: npt.NDArray[np.int32]
+    slot: int, places: Int32Array, partition: Int64Array, open_slots: Int32Array, free: Int32Array
 ) -> None:
     """Take a slot out of the list of open ones, keeping the others in their order of opening."""
-    state[slot, IS_OPEN] = 0
     n = partition[OPEN_COUNT]
+    free[free.shape[0] - n] = places[slot]  # as many places are free as slots are not open
+    places[slot] = CLOSED
     found = False
     for i in range(n):
         if open_slots[i] == slot:
@@ -113,7 +117,9 @@ def step_episodes(
     state: Int64Array,
     peak: Float64Array,
     partition: Int64Array,
-    open_slots: npt.NDArray[np.int32],
+    places: Int32Array,
+    open_slots: Int32Array,
+    free: Int32Array,
     close_ratio: float,
     quiet_ns: int,
     update_ns: int,
@@ -130,8 +136,14 @@ def step_episodes(
         `(n,)` columns of the batch; a slot of -1 marks a dropped tick.
     measures
         `(5, n)` float64: score, threshold, stage 1, stage 2, excess; NaN where not scored.
-    state, peak, partition, open_slots
-        The running state, changed in place.
+    state, peak, partition
+        The running state, changed in place; `state` and `peak` have a row for each of the E
+        episodes that may be open.
+    places
+        `(slots,)` the row of the slot's open episode, or `CLOSED`.
+    open_slots, free
+        `(E,)` slots with an open episode, in their order of opening, and the free rows: the first
+        E - open of them are meant.
     close_ratio, quiet_ns, update_ns
         The policy.
     transitions, peaks
@@ -140,7 +152,8 @@ def step_episodes(
     Returns
     -------
     (next_row, count)
-        `next_row < n` when the buffers are full: take the transitions and call again from there.
+        `next_row < n` when the buffers are full or no row is free: take the transitions, make room
+        and call again from there.
     """
     n = slots.shape[0]
     count = 0
@@ -151,6 +164,8 @@ def step_episodes(
         # One tick closes at most every open episode, and opens or updates one.
         if count + partition[OPEN_COUNT] + 2 > transitions.shape[0]:
             return row, count
+        if partition[OPEN_COUNT] == state.shape[0]:
+            return row, count
         now = ts[row]
         watermark = max(partition[WATERMARK], now)
         partition[WATERMARK] = watermark
@@ -160,64 +175,72 @@ def step_episodes(
             i = 0
             while i < partition[OPEN_COUNT]:
                 other = open_slots[i]
-                due = state[other, ALIVE_WATERMARK] + quiet_ns
+                at = places[other]
+                due = state[at, ALIVE_WATERMARK] + quiet_ns
                 if watermark >= due:
                     reason = QUIET if other == slot else SILENT
-                    count = _emit(CLOSE, reason, row, other, state, peak, transitions, peaks, count)
-                    _forget(other, state, partition, open_slots)
+                    count = _emit(
+                        CLOSE, reason, row, other, at, state, peak, transitions, peaks, count
+                    )
+                    _forget(other, places, partition, open_slots, free)
                 else:
                     deadline = min(deadline, due)
                     i += 1
             partition[NEXT_DEADLINE] = deadline
 
-        if state[slot, IS_OPEN] == 1:
+        place = places[slot]
+        if place != CLOSED:
             reason = -1
-            if state[slot, KEY] != keys[row]:
+            if state[place, KEY] != keys[row]:
                 reason = EVICTED
-            elif now - state[slot, ALIVE_TS] >= quiet_ns:
+            elif now - state[place, ALIVE_TS] >= quiet_ns:
                 reason = QUIET
             if reason >= 0:
-                count = _emit(CLOSE, reason, row, slot, state, peak, transitions, peaks, count)
-                _forget(slot, state, partition, open_slots)
+                count = _emit(
+                    CLOSE, reason, row, slot, place, state, peak, transitions, peaks, count
+                )
+                _forget(slot, places, partition, open_slots, free)
+                place = CLOSED
 
         score = measures[0, row]
         threshold = measures[1, row]
         if np.isnan(score):
             continue
         alarm = score >= threshold
-        if state[slot, IS_OPEN] == 0:
+        if place == CLOSED:
             if not alarm:
                 continue
-            state[slot, KEY] = keys[row]
-            state[slot, IS_OPEN] = 1
-            state[slot, START_TS] = now
-            state[slot, ALIVE_TS] = now
-            state[slot, ALIVE_WATERMARK] = watermark
-            state[slot, PUBLISHED_TS] = now
-            state[slot, OPEN_OFFSET] = offsets[row]
-            state[slot, OPEN_INDEX] = indices[row]
-            state[slot, TICKS] = 1
-            state[slot, ALARMS] = 1
-            state[slot, PEAK_ROW] = row
+            place = free[free.shape[0] - 1 - partition[OPEN_COUNT]]
+            places[slot] = place
+            state[place, KEY] = keys[row]
+            state[place, START_TS] = now
+            state[place, ALIVE_TS] = now
+            state[place, ALIVE_WATERMARK] = watermark
+            state[place, PUBLISHED_TS] = now
+            state[place, OPEN_OFFSET] = offsets[row]
+            state[place, OPEN_INDEX] = indices[row]
+            state[place, TICKS] = 1
+            state[place, ALARMS] = 1
+            state[place, PEAK_ROW] = row
             for c in range(PEAK_COLUMNS):
-                peak[slot, c] = measures[c, row]
+                peak[place, c] = measures[c, row]
             open_slots[partition[OPEN_COUNT]] = slot
             partition[OPEN_COUNT] += 1
             partition[NEXT_DEADLINE] = min(partition[NEXT_DEADLINE], watermark + quiet_ns)
-            count = _emit(OPEN, 0, row, slot, state, peak, transitions, peaks, count)
+            count = _emit(OPEN, 0, row, slot, place, state, peak, transitions, peaks, count)
             continue
-        state[slot, TICKS] += 1
+        state[place, TICKS] += 1
         if score < close_ratio * threshold:
             continue
-        state[slot, ALIVE_TS] = max(state[slot, ALIVE_TS], now)
-        state[slot, ALIVE_WATERMARK] = watermark
+        state[place, ALIVE_TS] = max(state[place, ALIVE_TS], now)
+        state[place, ALIVE_WATERMARK] = watermark
         if alarm:
-            state[slot, ALARMS] += 1
-        if score > peak[slot, PEAK_SCORE]:
-            state[slot, PEAK_ROW] = row
+            state[place, ALARMS] += 1
+        if score > peak[place, PEAK_SCORE]:
+            state[place, PEAK_ROW] = row
             for c in range(PEAK_COLUMNS):
-                peak[slot, c] = measures[c, row]
-        if now - state[slot, PUBLISHED_TS] >= update_ns:
-            state[slot, PUBLISHED_TS] = now
-            count = _emit(UPDATE, 0, row, slot, state, peak, transitions, peaks, count)
+                peak[place, c] = measures[c, row]
+        if now - state[place, PUBLISHED_TS] >= update_ns:
+            state[place, PUBLISHED_TS] = now
+            count = _emit(UPDATE, 0, row, slot, place, state, peak, transitions, peaks, count)
     return n, count

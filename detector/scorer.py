@@ -26,7 +26,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-BATCH_SIZES: Final = (64, 512, 4096)
+BATCH_SIZES: Final = (64, 256, 1024, 4096)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

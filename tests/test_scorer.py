@@ -61,7 +61,7 @@ def test_errors_are_those_of_the_oracle(model: TwoStageModel) -> None:
     assert set(rows.tolist()) == {0, 1, 2, 3, 4, 5}
 
 
-@pytest.mark.parametrize("sizes", [(1,), (3, 17), (64, 512, 4096), (100,)])
+@pytest.mark.parametrize("sizes", [(1,), (3, 17), (64, 256, 1024, 4096), (100,)])
 def test_scores_are_bit_equal_for_every_padded_size(
     model: TwoStageModel, sizes: tuple[int, ...]
 ) -> None:
