@@ -215,7 +215,8 @@ class TwoStageScorer:
         rebuilt = clipped + residual1 / self._folded.gain
         hidden = 1.0 + np.log1p(np.maximum(np.abs(z) - tables.clip, 0.0))
         weight = np.square(residual1, dtype=np.float64) * hidden + np.finfo(np.float64).tiny
-        errors = [np.mean(np.square(r), axis=1, dtype=np.float64) for r in (residual1, residual2)]
+        squares = [np.square(r, dtype=np.float64) for r in (residual1, residual2)]
+        errors = np.stack([s.mean(axis=1) for s in squares])
         score = self.model.combination(errors[0], errors[1], excess)
         part2 = self.model.combination.stage2 * errors[1]
         return Explanation(

@@ -23,7 +23,7 @@ from detector.synthetic import Instrument, Market, gather, generate
 from detector.ticks import TickBatch
 
 START_NS = 1_750_000_000 * 10**9
-TRAIN_S = 400
+TRAIN_S = 900
 LIVE_S = 150
 WAIT_S = 90.0
 

@@ -263,7 +263,7 @@ def test_ticks_without_a_time_are_dropped(ts: int) -> None:
 
 
 def test_one_far_time_is_dropped_and_two_move_the_clock() -> None:
-    """A wrong time is implausible, the next one near it moves the clock, a good one moves it back."""
+    """A wrong time is implausible, one more moves the clock, and a good one moves it back."""
     ticks = quotes([0, 1, 2, 3, 4, 5, 6])
     ticks["ts_event"][2] += 30 * DAY
     ticks["ts_event"][4:6] += 30 * DAY
