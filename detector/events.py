@@ -313,13 +313,16 @@ class EpisodeBook:
         self._explained[slot] = index, values
 
     def remembered(self, slot: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
-        """Return what `remember` kept for the slot, as `(index, values)`, and forget it."""
-        return self._explained.pop(slot)
+        """Return what `remember` kept for the slot, as `(index, values)`."""
+        return self._explained[slot]
 
     def _age_peaks(self) -> None:
-        """Peaks of the last batch become peaks of an earlier one."""
+        """Peaks of the last batch become peaks of an earlier one; closed ones are forgotten."""
         open_slots = self._open_slots[: self.open_episodes]
         self._state[self._places[open_slots], k.PEAK_ROW] = -1
+        if len(self._explained) > 2 * len(open_slots) + _EPISODE_ROWS:
+            kept = self._explained
+            self._explained = {slot: kept[slot] for slot in open_slots.tolist()}
 
     def _make_room(self) -> None:
         """Let at least one more episode open, and every one of them close at one tick."""
@@ -342,8 +345,6 @@ class EpisodeBook:
             self._transitions[:count].tolist(), self._peaks[:count].tolist(), strict=True
         ):
             state = t[k.STATE :]
-            if t[k.KIND] == k.CLOSE and state[k.PEAK_ROW] >= 0:
-                self._explained.pop(t[k.SLOT], None)  # of an earlier, lower peak
             yield Transition(
                 phase=PHASES[t[k.KIND]],
                 reason=CLOSE_REASONS[t[k.REASON]],

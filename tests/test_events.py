@@ -111,6 +111,31 @@ def test_close_tells_the_peak() -> None:
     assert found[0].peak_row == -1
 
 
+def explained(book: EpisodeBook, slot: int, number: int) -> None:
+    """Explain a slot's peak by a feature of this number."""
+    book.remember(slot, np.array([number], np.int16), np.full((1, 3), float(number)))
+
+
+def test_explanation_outlives_a_second_episode_in_the_batch_that_closes_the_first() -> None:
+    """An old episode closes and a new one opens and closes at once: the old one stays explained."""
+    book = EpisodeBook(4, POLICY)
+    book.step(**ticks_of([(1, 0, 20.0)]))
+    explained(book, 1, 7)
+    found = book.step(**ticks_of([(1, 5, 1.0), (1, 6, 20.0), (1, 9, 1.0)]))
+    assert phases(found) == [("close", 0), ("open", 1), ("close", 2)]
+    assert [t.peak_row for t in found] == [-1, 1, 1]
+    assert book.remembered(1)[0].tolist() == [7]
+
+
+def test_explanations_of_closed_episodes_are_forgotten() -> None:
+    """What is kept is bounded by the open episodes, not by all there ever were."""
+    book = EpisodeBook(1000, POLICY)
+    for key in range(1000):
+        book.step(**ticks_of([(key, 10 * key, 20.0)], slots=1000))
+        explained(book, key, 1)
+        assert len(book._explained) <= 2 * book.open_episodes + 65
+
+
 def test_more_transitions_than_the_buffer_holds() -> None:
     """A thousand episodes that open and close at one tick are all told."""
     rows = [(k, 0, 20.0) for k in range(1, 1001)] + [(1001, 9, 1.0)]
