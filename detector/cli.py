@@ -69,6 +69,11 @@ def _told() -> Iterator[None]:
     except (RefusedError, FailedError) as error:
         err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, RefusedError) else 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"{error.filename}: {error.strerror}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
 
 
 def _register_training() -> None:
@@ -104,6 +109,16 @@ def run(config: ConfigPath = None) -> None:
     from detector.logs import configure_logs  # noqa: PLC0415
     from detector.service import Service, exit_if_stuck  # noqa: PLC0415
 
+    service: Service | None = None
+
+    def on_signal(*_: object) -> None:
+        exit_if_stuck()
+        if service is None:  # nothing was taken in yet
+            raise SystemExit(0)
+        service.stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
     settings = load_config(config)
     configure_logs(settings.log.level, settings.log.format)
     try:
@@ -114,13 +129,7 @@ def run(config: ConfigPath = None) -> None:
             f"cannot listen there: {error.strerror}"
         ) from error
 
-    def on_signal(*_: object) -> None:
-        exit_if_stuck()
-        service.stop()
-
     with service:
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
         service.run()
 
 

@@ -46,6 +46,7 @@ _QUEUED_BATCHES: Final = 2
 _BEAT_LIMIT_S: Final = 30.0
 _CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
+_DEAD_LETTER_KEY_BYTES: Final = 1024
 _COLLECT_AFTER: Final = 200_000  # objects made and not freed: a dozen micro-batches of messages
 
 
@@ -506,31 +507,27 @@ class Daemon:
         key = messages.messages[row].key()
         place = f"{self._settings.ticks}-{messages.partition}@{offset}"
 
-        def stored(error: str | None) -> None:
-            if error is not None:
-                self._refused(f"dead letter of {place} was refused by Kafka: {error}")
-                return
-            self._metrics.dead_letters.inc()
-            ticket.acknowledge()
+        cuts = _smaller(key, value)
 
-        def whole(error: str | None) -> None:
-            if error is None or value is None or len(value) <= _DEAD_LETTER_PART_BYTES:
-                stored(error)
-                return
-            _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
-            digest = hashlib.sha256(value).hexdigest().encode()
-            cut = [("tapewatch_truncated_from", str(len(value)).encode())]
-            cut.append(("tapewatch_sha256", digest))
+        def publish(key: bytes | None, value: bytes | None, more: list[tuple[str, bytes]]) -> None:
             self._publisher.publish(
-                self._settings.dead_letters,
-                key,
-                value[:_DEAD_LETTER_PART_BYTES],
-                headers + cut,
-                stored,
+                self._settings.dead_letters, key, value, headers + more, acknowledged
             )
 
+        def acknowledged(error: str | None) -> None:
+            if error is None:
+                self._metrics.dead_letters.inc()
+                ticket.acknowledge()
+                return
+            smaller = next(cuts, None)
+            if smaller is None:
+                self._refused(f"dead letter of {place} was refused by Kafka: {error}")
+                return
+            _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
+            publish(*smaller)
+
         ticket.expect()
-        self._publisher.publish(self._settings.dead_letters, key, value, headers, whole)
+        publish(key, value, [])
 
     def _refused(self, reason: str) -> None:
         self._metrics.publish_failures.inc()
@@ -542,6 +539,27 @@ class Daemon:
             self._failure = error
         if not isinstance(error, DaemonFailedError | KafkaUnusableError):
             _log.error("bug: the decision thread failed", exc_info=error)
+
+
+def _smaller(
+    key: bytes | None, value: bytes | None
+) -> Iterator[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]:
+    """Ever smaller forms of a dead letter that its topic refuses: key, value, further headers.
+
+    The whole message stays on the input topic; the headers say where, and what it was.
+    """
+    facts = [
+        (f"tapewatch_{name}", fact.encode())
+        for part, size, digest in (
+            (value, "truncated_from", "sha256"),
+            (key, "key_truncated_from", "key_sha256"),
+        )
+        if part is not None
+        for name, fact in ((size, str(len(part))), (digest, hashlib.sha256(part).hexdigest()))
+    ]
+    short_key = None if key is None else key[:_DEAD_LETTER_KEY_BYTES]
+    yield short_key, None if value is None else value[:_DEAD_LETTER_PART_BYTES], facts
+    yield None, None if value is None else b"", facts
 
 
 @contextlib.contextmanager

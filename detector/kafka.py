@@ -31,7 +31,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from detector.errors import FailedError
+from detector.errors import FailedError, RefusedError
 
 Headers = Sequence[tuple[str, bytes]]
 ConsumerProtocol: Final = "cooperative-sticky"
@@ -184,7 +184,8 @@ class TickConsumer:
             "stats_cb": self.health.on_statistics,
             "on_commit": self._committed,
         }
-        self._consumer = Consumer(settings)
+        with _refusals():
+            self._consumer = Consumer(settings)
 
     @property
     def assigned_partitions(self) -> frozenset[int]:
@@ -335,21 +336,23 @@ class Publisher:
 
     def __init__(self, connection: Connection, **settings: object) -> None:
         self.health = Health()
-        self._producer = Producer(
-            {
-                "linger.ms": 0,
-                "partitioner": "murmur2_random",  # that of Kafka's Java clients
-                "compression.type": "lz4",
-                "message.max.bytes": 64 * 1024 * 1024,
-                "queue.buffering.max.messages": 10_000,
-                "queue.buffering.max.kbytes": 128 * 1024,
-                **connection.settings(),
-                "enable.idempotence": True,
-                "message.timeout.ms": 0,
-                "error_cb": self.health.on_error,
-                **settings,
-            }
-        )
+        self._bootstrap = connection.bootstrap_servers
+        with _refusals():
+            self._producer = Producer(
+                {
+                    "linger.ms": 0,
+                    "partitioner": "murmur2_random",  # that of Kafka's Java clients
+                    "compression.type": "lz4",
+                    "message.max.bytes": 64 * 1024 * 1024,
+                    "queue.buffering.max.messages": 10_000,
+                    "queue.buffering.max.kbytes": 128 * 1024,
+                    **connection.settings(),
+                    "enable.idempotence": True,
+                    "message.timeout.ms": 0,
+                    "error_cb": self.health.on_error,
+                    **settings,
+                }
+            )
         self._closing = threading.Event()
         self._deliveries = threading.Thread(
             target=self._serve_deliveries, name="deliveries", daemon=True
@@ -391,6 +394,16 @@ class Publisher:
             else:
                 return
 
+    def require_topic(self, topic: str, timeout_s: float = 15.0) -> None:
+        """Check that a broker answers and has the topic.
+
+        Raises
+        ------
+        FailedError
+            When no broker answers in time, or the topic does not exist.
+        """
+        _require_topic(self._producer, topic, self._bootstrap, timeout_s)
+
     def flush(self, timeout_s: float) -> int:
         """Wait for acknowledgements; return how many records are still without one."""
         deadline = time.monotonic() + timeout_s
@@ -420,6 +433,31 @@ class Publisher:
         while not self._closing.is_set():
             self._producer.poll(0.05)
         self._producer.poll(0)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Name a property that librdkafka does not know, or a value that it does not take."""
+    try:
+        yield
+    except KafkaException as error:
+        raise RefusedError(f"kafka.properties: {error.args[0].str()}") from None
+
+
+def _require_topic(
+    client: Producer | Consumer, topic: str, bootstrap: str, timeout_s: float
+) -> None:
+    try:
+        known = client.list_topics(timeout=timeout_s).topics
+    except KafkaException as error:
+        raise FailedError(
+            f"no broker answered at {bootstrap} within {timeout_s:.0f} s ({error.args[0].str()}); "
+            "check the address with --bootstrap or kafka.bootstrap_servers"
+        ) from error
+    if topic not in known:
+        raise FailedError(
+            f"topic {topic} does not exist at {bootstrap}; create it with `tapewatch topics create`"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,9 +510,11 @@ def follow(
         "isolation.level": "read_committed",
     }
     health = Health()
-    consumer = Consumer({**settings, "error_cb": health.on_error})
-    consumer.subscribe([topic])
+    with _refusals():
+        consumer = Consumer({**settings, "error_cb": health.on_error})
     try:
+        _require_topic(consumer, topic, connection.bootstrap_servers, 15.0)
+        consumer.subscribe([topic])
         while True:
             message = consumer.poll(0.2)
             if health.fatal is not None:

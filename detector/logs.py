@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 import sys
 from typing import Literal
 
 import structlog
+
+
+class OncePerWhile(logging.Filter):
+    """Lets a line of librdkafka through once in `interval_s`; a lost broker is told ten times a s.
+
+    Lines count as the same when they differ in their numbers only.
+    """
+
+    def __init__(self, interval_s: float = 30.0) -> None:
+        super().__init__()
+        self._interval_s = interval_s
+        self._told: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is shown."""
+        if record.name != "librdkafka":
+            return True
+        line = re.sub(r"\d+", "#", record.getMessage())
+        if record.created - self._told.get(line, -math.inf) < self._interval_s:
+            return False
+        if len(self._told) > 1000:
+            self._told.clear()
+        self._told[line] = record.created
+        return True
 
 
 def configure_logs(level: str = "info", style: Literal["json", "console"] = "json") -> None:
@@ -38,6 +64,7 @@ def configure_logs(level: str = "info", style: Literal["json", "console"] = "jso
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(OncePerWhile())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.INFO))

@@ -223,6 +223,8 @@ def staged(out: Path, option: str = "--out") -> Iterator[Path]:
     """Give a file beside `out` to write to; it takes that name only when all went well."""
     if not out.parent.is_dir():
         raise RefusedError(f"{option} {out}: folder {out.parent} does not exist; create it first")
+    if out.exists() and not out.is_file():
+        raise RefusedError(f"{option} {out}: is no plain file; give a file name")
     handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
     os.close(handle)
     path = Path(name)

@@ -77,6 +77,7 @@ def run_replay(request: ReplayRequest, config: Config, console: Console) -> dict
                 request.topic, message.key, message.value, message.headers, acknowledge
             )
 
+        publisher.require_topic(request.topic)
         began = time.monotonic()
         messages = group(batches, fmt, batch_ticks=request.batch_ticks, columns=columns)
         done = _with_progress(messages, publish, speed, console)

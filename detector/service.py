@@ -119,6 +119,7 @@ class Service:
         self._observer = observer
         self._daemon: Daemon | None = None
         self._stop = threading.Event()
+        _log.info("starting", model=str(config.model.path))
         artifact = read_artifact(config.model.path)
         self.features = artifact.features
         decoder = decoder_of(config, self.features)

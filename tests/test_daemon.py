@@ -457,3 +457,19 @@ def test_latency_is_observed_per_event() -> None:
     assert rig.value("tapewatch_tick_to_event_seconds_count") == 3
     assert rig.value("tapewatch_tick_to_event_stale_total") == 0
     assert rig.value("tapewatch_events_total", phase="open", severity="major") == 3
+
+
+def test_dead_letter_with_a_refused_key_goes_without_it() -> None:
+    """Where even the cut message is refused, its place and digests are kept, and work goes on."""
+    sink = Sink(
+        lambda topic, value: "MSG_SIZE_TOO_LARGE" if topic != "anomalies" and value else None
+    )
+    with Rig([part([b"bad value", b"t"], 3)], sink=sink) as rig:
+        until(lambda: rig.consumer.committed == {0: 5})
+    letters = [record for record in sink.records if record[0] == "anomalies.dlq"]
+    _, key, value, headers = letters[-1]
+    assert (key, value) == (None, b"")
+    assert headers["tapewatch_offset"] == b"3"
+    assert headers["tapewatch_key_truncated_from"] == b"3"
+    assert len(headers["tapewatch_key_sha256"]) == 64
+    assert rig.error is None

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from detector.errors import FailedError, RefusedError
+from detector.errors import RefusedError
 from training.demo.command import demo
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def model_verify(
 
     artifact = read_artifact(model)
     if unlisted := unlisted_files(model, artifact.manifest):
-        raise FailedError(
+        raise RefusedError(
             f"{model}: files the manifest does not list: {', '.join(unlisted)}; remove them"
         )
     facts = {

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from detector.errors import RefusedError
 from detector.ticks import NS_PER_S, TickArray, TickBatch
 
 CHUNK: Final = 65_536
@@ -49,7 +50,7 @@ else:
 Int64 = npt.NDArray[np.int64]
 
 
-class ReaderError(ValueError):
+class ReaderError(RefusedError, ValueError):
     """A file that cannot be read: names the file, the place where known, and what is allowed."""
 
 

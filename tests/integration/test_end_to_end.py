@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -359,3 +360,34 @@ def test_events_command_follows_the_topic(
     assert lines[0]["phase"] == "open"
     assert "open" in readable.stdout
     assert np.isfinite([line["score"] for line in lines]).all()
+
+
+@pytest.mark.parametrize("after_s", [0.7, 3.0])
+def test_stop_while_the_model_warms_up(
+    desk: Desk, start_daemon: StartDaemon, after_s: float
+) -> None:
+    """SIGTERM before anything was consumed ends the daemon orderly, too."""
+    daemon = start_daemon(desk.config())
+    wait_until(lambda: '"event": "starting"' in daemon.log, daemon)
+    time.sleep(after_s)
+    assert daemon.terminate() == 0, daemon.log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--ticks", "nowhere.dbn"), 2, "nowhere.dbn: no such file"),
+        (("--ticks", __file__), 2, "its name tells no format"),
+        (("--ticks", "x.dbn", "--speed", "fast"), 2, "allowed are 'max'"),
+        (("--ticks", "x.dbn", "--topic", "nowhere"), 1, "topic nowhere does not exist"),
+    ],
+)
+def test_replay_names_what_is_wrong(
+    desk: Desk, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    """A replay that cannot work says why in a line and ends with the right code."""
+    common = ("replay", "--bootstrap", desk.bootstrap, "--topic", desk.ticks)
+    done = tapewatch(*common, *arguments)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
