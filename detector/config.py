@@ -206,7 +206,8 @@ class EpisodesConfig(_Section):
         default=EpisodePolicy.quiet_s,
         gt=0,
         le=86_400 * 30,
-        description="Event time without such a tick after which it closes, in seconds.",
+        description="Event time without such a tick after which it closes, in seconds; several "
+        "times the usual wait between two ticks of an instrument.",
     )
     update_interval_s: float = Field(
         default=EpisodePolicy.update_interval_s,
