@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,28 +229,40 @@ class _Run:
 
 
 class _Background:
-    """Something that works in a thread of its own until told to stop."""
+    """Something that works in a thread of its own until told to stop.
+
+    The thread never keeps the process alive: an interrupt may come before anyone could stop it.
+    """
 
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(1)
-        self._result: Future[None] = self._pool.submit(self._work)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def _work(self) -> None:
         raise NotImplementedError
 
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # told to whoever asks whether it is done
+            self._error = error
+
     def done(self) -> bool:
         """Whether it has ended; raises what it failed with."""
-        if self._result.done():
-            self._result.result()
-        return self._result.done()
+        if self._thread.is_alive():
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._pool.shutdown()
+        self._thread.join()
 
 
 class _Subscriber(_Background):
