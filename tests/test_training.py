@@ -485,13 +485,12 @@ class TestCommands:
         self, ticks: TickBatch, tmp_path: Path
     ) -> None:
         """A stray file does not stop the daemon, but verification fails on it."""
-        from detector.errors import FailedError  # noqa: PLC0415
         from tests.models import random_artifact  # noqa: PLC0415
 
         assert len(ticks)
         random_artifact(tmp_path / "m")
         (tmp_path / "m" / "notes.txt").write_text("mine")
-        with pytest.raises(FailedError, match=r"notes\.txt"):
+        with pytest.raises(RefusedError, match=r"notes\.txt"):
             self.call("model", "verify", tmp_path / "m")
 
 
