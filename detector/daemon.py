@@ -156,6 +156,7 @@ class Daemon:
         self._commit_errors_seen = 0
         self._started = False
         self._winding_down = False
+        self._again: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     # ---- life ----------------------------------------------------------------------------------
 
@@ -253,6 +254,7 @@ class Daemon:
 
     def _intake(self) -> None:
         self._beat = time.monotonic()
+        self._publish_again()
         settings = self._settings
         most = max(1, int(settings.max_batch_size / self._ticks_per_message))
         fetched = self._consumer.fetch(most, settings.max_delay_s)
@@ -370,9 +372,15 @@ class Daemon:
         deadline = time.monotonic() + timeout_s
         while not (settled := self._ledger.wait_settled(min(timeout_s, 0.1))):
             self._beat = time.monotonic()
+            self._publish_again()
             if self._beat >= deadline or self._failure is not None:
                 break
         return settled
+
+    def _publish_again(self) -> None:
+        """Publish the smaller forms of dead letters that their topic refused."""
+        while not self._again.empty():
+            self._again.get()()
 
     # ---- assignment, called from within the consumer on the intake thread ------------------------
 
@@ -524,7 +532,9 @@ class Daemon:
                 self._refused(f"dead letter of {place} was refused by Kafka: {error}")
                 return
             _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
-            publish(*smaller)
+            # Not from here, the delivery thread: `publish` may wait for room in the producer's
+            # queue, and only this thread makes room.
+            self._again.put(lambda: publish(*smaller))
 
         ticket.expect()
         publish(key, value, [])

@@ -110,6 +110,7 @@ class Sink:
         self.health = Health()
         self.records: list[tuple[str, bytes | None, bytes | None, dict[str, bytes]]] = []
         self.held: list[Acknowledge] = []
+        self.threads: list[threading.Thread] = []
         self.hold = False
         self.answer = answer
 
@@ -124,6 +125,7 @@ class Sink:
         """Keep the record and answer."""
         assert acknowledge is not None
         self.records.append((topic, key, value, dict(headers)))
+        self.threads.append(threading.current_thread())
         if self.hold:
             self.held.append(acknowledge)
             return
@@ -354,6 +356,7 @@ def test_dead_letter_too_large_is_cut_and_says_so() -> None:
     _, _, value, headers = sink.records[-1]
     assert value == large[: 64 * 1024]
     assert headers["tapewatch_truncated_from"] == b"200003"
+    assert sink.threads[-1] is rig.thread  # where a refusal is reported nobody may wait
     assert len(headers["tapewatch_sha256"]) == 64
     assert rig.error is None
 
