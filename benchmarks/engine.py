@@ -29,7 +29,7 @@ class Engine:
     def __init__(self, work: Workload, ticks_per_message: int = MESSAGE_TICKS) -> None:
         self._features = work.artifact.features
         self._spec = PipelineSpec(max_instruments=work.sizes.instruments)
-        self._scorer = Scorer(work.artifact, threads=1)
+        self._scorer = Scorer(work.artifact, "cpu")
         self._scorer.warm()
         self._decoder = make_decoder("dbn")
         messages = messages_of(TickBatch.from_ticks(work.tape), PARTITIONS, ticks_per_message)

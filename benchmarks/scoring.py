@@ -54,7 +54,7 @@ class Products:
 def measure(work: Workload) -> list[Row]:
     """Score micro-batches of real features, and multiply matrices of the same sizes, in turn."""
     artifact = work.artifact
-    scorer = Scorer(artifact, threads=1)
+    scorer = Scorer(artifact, "cpu")
     scorer.warm()
     tape = TickBatch.from_ticks(work.tape)
     blocks = FeaturePass(artifact.features, tape, work.sizes.instruments).blocks(BLOCKS)

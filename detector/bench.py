@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from detector.artifact import Artifact
+from detector.compiled import BATCH_SIZES
 from detector.errors import RefusedError
 from detector.features import FeatureBlock, FeatureSpec
 from detector.pipeline import Pipeline, PipelineSpec, Prepared
-from detector.scorer import BATCH_SIZES, Scorer
+from detector.scorer import Device, Scorer
 from detector.synthetic import DEMO_START_NS, demo_market, gather, generate
 from detector.ticks import NS_PER_S, Batch, TickArray, TickBatch, VectorBatch
 from detector.wire import Decoder, encode_vector, make_decoder
@@ -254,7 +255,7 @@ def multiply_adds(artifact: Artifact) -> int:
 
 
 def bench_model(
-    artifact: Artifact, *, instruments: int = 1000, ticks: int = 500_000, threads: int = 1
+    artifact: Artifact, *, instruments: int = 1000, ticks: int = 500_000, device: Device = "auto"
 ) -> dict[str, Any]:
     """Measure a model on this machine, on a synthetic tape.
 
@@ -264,8 +265,8 @@ def bench_model(
         The verified model.
     instruments, ticks
         Size of the tape.
-    threads
-        TensorFlow threads per operation.
+    device
+        Where to score, as in `TwoStageScorer`.
 
     Returns
     -------
@@ -282,7 +283,7 @@ def bench_model(
             f"instruments = {instruments}, ticks = {ticks}: allowed are at least 1 and 1,000"
         )
     features = artifact.features
-    scorer = Scorer(artifact, threads=threads)
+    scorer = Scorer(artifact, device)
     scorer.warm()
     tape = tape_for(features, instruments, ticks)
     passes = FeaturePass(features, tape, max(instruments, 1))
@@ -305,7 +306,7 @@ def bench_model(
         "multiply_adds": multiply_adds(artifact),
         "instruments": instruments,
         "ticks": len(tape),
-        "threads": threads,
+        "device": scorer.device,
         "figures": [asdict(figure) for figure in figures],
     }
 

@@ -1,8 +1,8 @@
-"""The forward pass compiled by TensorFlow for one padded size; the only runtime user of TensorFlow.
+"""Both stages compiled by TensorFlow, for GPUs; the only runtime user of TensorFlow.
 
-Measured on two cores, 4,096 rows, one thread: a plain `tf.function` of the folded network takes
-about 1.5 times as long as its matrix products alone in NumPy; XLA is no faster and its last bits
-depend on the batch size. Everything here is imported late: TensorFlow takes seconds to load.
+On the CPU the fused kernel of `forward` is faster, most of all for small micro-batches: a call of
+the smallest `tf.function` took 0.2 to 0.5 ms there, more than the kernel needs for 256 rows.
+Everything here is imported late: TensorFlow takes seconds to load.
 """
 
 from __future__ import annotations
@@ -12,22 +12,29 @@ import ctypes
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from detector.network import Tensor, errors
+from detector.model import Normaliser, ZScores
+from detector.network import Folded, Tensor, errors
 
 TensorFlow: TypeAlias = Any
 """The `tensorflow` module, which carries no types."""
 
 Float32 = npt.NDArray[np.float32]
 
+BATCH_SIZES: Final = (64, 256, 1024, 4096)
+
 ALIGNMENT: Final = 64
 """Bytes; TensorFlow copies host arrays that are aligned less."""
+
+_GPU_NODES: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
@@ -35,12 +42,11 @@ KEEP_BYTES: Final = 1 << 28
 
 
 @cache
-def load_tensorflow(threads: int = 1) -> TensorFlow:
+def load_tensorflow() -> TensorFlow:
     """Import TensorFlow with the settings that scores depend on, and return it.
 
     TF32 is off (it keeps 10 bits of the mantissa), GPUs grow their memory as needed instead of
-    taking all of it, and CPU operations use `threads` threads: one by default, because features of
-    the next micro-batch are computed on the other cores meanwhile and small products gain little.
+    taking all of it, and CPU operations use one thread: small products gain little from more.
     The settings are the process's; whoever initialised TensorFlow before keeps theirs.
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -57,7 +63,7 @@ def load_tensorflow(threads: int = 1) -> TensorFlow:
         )
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -65,6 +71,17 @@ def load_tensorflow(threads: int = 1) -> TensorFlow:
         pass  # already initialised by the embedding program, whose choice stands
     _keep_freed_memory()
     return tf
+
+
+def gpu_visible() -> bool:
+    """Whether TensorFlow sees a GPU; imports TensorFlow only where there is a device to look for.
+
+    TensorFlow's GPU builds are for Linux, and find nothing without NVIDIA's device nodes (or that
+    of a Linux guest under Windows).
+    """
+    if sys.platform != "linux" or not any(Path(node).exists() for node in _GPU_NODES):
+        return False
+    return bool(load_tensorflow().config.list_physical_devices("GPU"))
 
 
 @contextlib.contextmanager
@@ -104,22 +121,93 @@ def _keep_freed_memory() -> None:
 
 
 class CompiledForward:
+    """Both stages by TensorFlow in a few padded sizes, on the GPU where there is one.
+
+    One thread at a time computes: the padded input buffers are shared.
+
+    Parameters
+    ----------
+    tables
+        Centres and scales by instrument.
+    folded
+        The network, its scales folded into its weights.
+    sizes
+        Padded sizes to compile, ascending; longer inputs are cut into the largest.
+
+    Raises
+    ------
+    ValueError
+        Sizes that do not ascend from at least one.
+    """
+
+    def __init__(
+        self, tables: Normaliser, folded: Folded, sizes: Sequence[int] = BATCH_SIZES
+    ) -> None:
+        if not sizes or sizes[0] < 1 or sorted(set(sizes)) != list(sizes):
+            raise ValueError(f"sizes is {tuple(sizes)}; give ascending sizes of at least 1")
+        self._normalise = ZScores(tables, folded.gain, folded.shift)
+        self._folded = folded
+        self._sizes = tuple(sizes)
+        self._compiled: dict[int, _Compiled] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(
+        self,
+        values: npt.NDArray[np.floating[Any]],
+        keys: npt.NDArray[np.int64],
+        ready: npt.NDArray[np.bool_],
+        errors: npt.NDArray[np.float64],
+        excess: npt.NDArray[np.float64],
+        rows: npt.NDArray[np.int32],
+        latent: Float32 | None = None,
+    ) -> None:
+        """Score rows, see `forward.Forward`."""
+        n = len(values)
+        with self._one_at_a_time:
+            for start in range(0, n, self._sizes[-1]):
+                part = slice(start, min(start + self._sizes[-1], n))
+                count = part.stop - part.start
+                compiled = self._compiled_for(count)
+                self._normalise(
+                    values[part], keys[part], ready[part], compiled.buffer, rows[part], excess[part]
+                )
+                both, code = compiled(latent=latent is not None)
+                errors[:, part] = both[:, :count]
+                if latent is not None and code is not None:
+                    latent[part] = code[:count]
+        errors[:, ~ready] = np.nan
+
+    def warm(self) -> None:
+        """Trace, compile and run every size."""
+        features = len(self._folded.gain)
+        for size in self._sizes:
+            out = np.empty((2, size)), np.empty(size), np.empty(size, np.int32)
+            values = np.zeros((size, features), np.float32)
+            self(values, np.zeros(size, np.int64), np.ones(size, np.bool_), *out)
+
+    def _compiled_for(self, rows: int) -> _Compiled:
+        size = next(size for size in self._sizes if size >= rows)
+        if size not in self._compiled:
+            self._compiled[size] = _Compiled(self._folded, size)
+        return self._compiled[size]
+
+
+class _Compiled:
     """Both stages for exactly `size` rows, with the input buffer they read from.
 
     Fill `buffer` `(size, F)` and call: the result is `(2, size)` float32 errors of stages 1 and 2,
     and, where asked for, the `(size, L)` latent.
     """
 
-    def __init__(
-        self, arrays: Mapping[str, Float32], features: int, size: int, threads: int
-    ) -> None:
-        tf = load_tensorflow(threads)
+    def __init__(self, folded: Folded, size: int) -> None:
+        tf = load_tensorflow()
         from keras import ops  # noqa: PLC0415
 
+        features = len(folded.gain)
         self.buffer = aligned_zeros(size, features)
         # The tensor is the buffer, not a copy of it: 4,096 rows less to copy on every call.
         self._input = _alias(tf, self.buffer)
-        constants = {name: tf.constant(array) for name, array in arrays.items()}
+        constants = {name: tf.constant(array) for name, array in folded.arrays.items()}
 
         def both(x: Tensor) -> tuple[Tensor, Tensor]:
             stage1, stage2, latent = errors(ops, constants, x)

@@ -165,8 +165,10 @@ class ModelConfig(_Section):
     """Which artifact scores the ticks."""
 
     path: Path = Field(default=Path("model"), description="Folder written by `tapewatch train`.")
-    threads: int = Field(
-        default=1, ge=1, le=256, description="TensorFlow threads within one operation."
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto",
+        description="Where ticks are scored: on the GPU where there is one, on the CPU, or on a "
+        "GPU or not at all.",
     )
 
 

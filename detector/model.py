@@ -57,7 +57,7 @@ class Normaliser:
 
 
 class ZScores:
-    """A normaliser prepared for the kernel.
+    """A normaliser prepared for the kernels: `arguments` are what they take of it, in order.
 
     Parameters
     ----------
@@ -74,10 +74,11 @@ class ZScores:
         gain = np.ones(features, np.float32) if gain is None else gain
         shift = np.zeros(features, np.float32) if shift is None else shift
         arrays = (*tables.table(), tables.centre, 1.0 / tables.scale, gain, shift)
-        self._tables: tuple[Any, ...] = tuple(
-            _read_only(np.ascontiguousarray(array)) for array in arrays
+        self._kernel: Any = normalise  # its type knows no starred arguments
+        self.arguments: tuple[Any, ...] = (
+            *(read_only(np.ascontiguousarray(array)) for array in arrays),
+            tables.clip,
         )
-        self._clip = tables.clip
 
     def __call__(
         self,
@@ -89,14 +90,13 @@ class ZScores:
         excess: Float64,
     ) -> None:
         """Normalise `(n, F)` values into `out`, see `kernels_scoring.normalise`."""
-        table_keys, table_rows, centre, inverse_scale, gain, shift = self._tables
-        normalise(
-            _read_only(values), _read_only(keys), _read_only(ready), table_keys, table_rows, centre,
-            inverse_scale, gain, shift, self._clip, out, rows, excess,
+        self._kernel(
+            read_only(values), read_only(keys), read_only(ready), *self.arguments, out, rows,
+            excess,
         )  # fmt: skip
 
 
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """View that Numba gives one type, whoever owns the array; else it compiles a second kernel."""
     view = array.view()
     view.flags.writeable = False

@@ -104,7 +104,7 @@ def fold(weights: Mapping[str, npt.NDArray[Any]]) -> Folded:
         "output": w[kernel] / sd1,
         "encoder2": w[f"{ENCODER2}.kernel"] * unit[:, None],
         "decoder2": w[f"{DECODER2}.kernel"] / sd2,
-        "residual2_bias": constant,
+        "decoder2_bias": constant,
     }
     return Folded(
         gain=(1 / sd1).astype(np.float32),
@@ -138,7 +138,7 @@ def forward(ops: Ops, arrays: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, 
     hidden = ops.tanh(ops.add(ops.matmul(latent, arrays["decoder"]), arrays["decoder_bias"]))
     residual1 = ops.subtract(ops.matmul(hidden, arrays["output"]), x)
     code = ops.matmul(latent, arrays["encoder2"])
-    rebuilt = ops.add(ops.matmul(code, arrays["decoder2"]), arrays["residual2_bias"])
+    rebuilt = ops.add(ops.matmul(code, arrays["decoder2"]), arrays["decoder2_bias"])
     return latent, residual1, ops.subtract(rebuilt, latent)
 
 

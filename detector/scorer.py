@@ -1,32 +1,30 @@
-"""From feature blocks to scores: a trained model, compiled once for a few padded sizes.
+"""From feature blocks to scores: a trained model on the CPU or the GPU.
 
-A block of any length is cut and padded to the sizes that were compiled. What a row's score is does
-not depend on the rows around it, its position or the padding, to the bit (a test holds this).
-Knows no file, no clock, no log, no metric.
+What a row's score is does not depend on the rows around it, its position or any padding, to the bit
+(tests hold this). Knows no file, no clock, no log, no metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from detector.artifact import Artifact
-from detector.compiled import CompiledForward
+from detector.compiled import CompiledForward, gpu_visible
+from detector.errors import RefusedError
 from detector.features import FeatureBlock
-from detector.model import TwoStageModel, ZScores
-from detector.network import fold, forward
+from detector.forward import Forward, KernelForward
+from detector.model import TwoStageModel
+from detector.network import fold
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-
-BATCH_SIZES: Final = (64, 256, 1024, 4096)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,43 +107,49 @@ class Explanation:
     stage2_share: Float64
 
 
-class TwoStageScorer:
-    """The compiled model without thresholds: what the daemon and the estimator share.
+Device = Literal["auto", "cpu", "gpu"]
+"""Where rows are scored; "auto": on the GPU where there is one."""
 
-    One thread at a time: the padded buffers belong to the scorer.
+
+class NoGpuError(RefusedError):
+    """A GPU was asked for, and TensorFlow sees none."""
+
+
+class TwoStageScorer:
+    """The model without thresholds: what the daemon and the estimator share.
 
     Parameters
     ----------
     model
         Normaliser, weights and combination.
-    batch_sizes
-        Padded sizes to compile, ascending; longer inputs are cut into the largest.
-    threads
-        TensorFlow's CPU threads per operation.
+    device
+        "cpu": the fused kernel, and no TensorFlow. "gpu": TensorFlow.
+
+    Raises
+    ------
+    NoGpuError
+        `device` is "gpu" and there is none.
     """
 
-    def __init__(
-        self,
-        model: TwoStageModel,
-        batch_sizes: Sequence[int] = BATCH_SIZES,
-        threads: int = 1,
-    ) -> None:
-        sizes = tuple(batch_sizes)
-        if not sizes or sizes[0] < 1 or sorted(set(sizes)) != list(sizes):
-            raise ValueError(f"batch_sizes is {sizes}; give ascending sizes of at least 1")
+    def __init__(self, model: TwoStageModel, device: Device = "auto") -> None:
         self.model = model
         self._folded = fold(model.weights)
-        self._normalise = ZScores(model.normaliser, self._folded.gain, self._folded.shift)
-        self._sizes = sizes
-        self._threads = threads
-        self._compiled: dict[int, CompiledForward] = {}
+        self._kernel = KernelForward(model.normaliser, self._folded)
+        self._forward: Forward = self._kernel
+        if device != "cpu" and gpu_visible():
+            self._forward = CompiledForward(model.normaliser, self._folded)
+        elif device == "gpu":
+            raise NoGpuError("device 'gpu': TensorFlow sees no GPU; allowed here: 'auto', 'cpu'")
+
+    @property
+    def device(self) -> str:
+        """Where rows are scored: "cpu" or "gpu"."""
+        return "cpu" if self._forward is self._kernel else "gpu"
 
     def warm(self) -> None:
-        """Trace, compile and run every size, so that no later call has to."""
-        features = self.model.normaliser.centre.shape[1]
-        for size in self._sizes:
-            values = np.zeros((size, features), np.float32)
-            self.errors(values, np.zeros(size, np.int64), np.ones(size, np.bool_))
+        """Compile everything, so that no later call has to."""
+        self._kernel.warm()
+        self._forward.warm()
 
     def errors(
         self,
@@ -178,45 +182,28 @@ class TwoStageScorer:
         """
         n = len(values)
         found, excess, rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
-        for start in range(0, n, self._sizes[-1]):
-            stop = min(start + self._sizes[-1], n)
-            part = slice(start, stop)
-            compiled = self._compiled_for(stop - start)
-            self._normalise(
-                values[part], keys[part], ready[part], compiled.buffer, rows[part], excess[part]
-            )
-            both, code = compiled(latent=latent is not None)
-            found[:, part] = both[:, : stop - start]
-            if latent is not None and code is not None:
-                code = code[: stop - start]
-                latent[part] = code * self._folded.latent_gain + self._folded.latent_shift
-        if not ready.all():
-            found[:, ~ready] = np.nan
-            if latent is not None:
-                latent[~ready] = np.nan
+        self._forward(values, keys, ready, found, excess, rows, latent)
+        if latent is not None:
+            latent *= self._folded.latent_gain
+            latent += self._folded.latent_shift
+            latent[~ready] = np.nan
         return found, excess, rows
 
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Say what stage 1 expected instead of `values` `(m, F)`, and which features erred.
 
-        Runs the same forward pass in NumPy, a row at a time: a handful of rows are not worth a
-        compiled size, and a matrix product's last bits depend on how many rows share it, while an
-        event must not depend on what else its micro-batch held.
+        On the CPU always: a handful of rows are not worth a GPU's round trip.
         """
         m, tables = len(values), self.model.normaliser
-        x = np.empty(values.shape, np.float32)
-        rows, excess = np.empty(m, np.int32), np.empty(m)
-        self._normalise(values, keys, np.ones(m, np.bool_), x, rows, excess)
-        passes = [forward(np, self._folded.arrays, x[i : i + 1])[1:] for i in range(m)]
-        residual1, residual2 = (np.concatenate(parts) for parts in zip(*passes, strict=True))
+        errors, excess, rows = np.empty((2, m)), np.empty(m), np.empty(m, np.int32)
+        residual1 = np.empty(values.shape, np.float32)
+        self._kernel(values, keys, np.ones(m, np.bool_), errors, excess, rows, residual=residual1)
         centre, scale = tables.centre[rows], tables.scale[rows]
         z = (values - centre) / scale
         clipped = np.clip(z, -tables.clip, tables.clip)
         rebuilt = clipped + residual1 / self._folded.gain
         hidden = 1.0 + np.log1p(np.maximum(np.abs(z) - tables.clip, 0.0))
         weight = np.square(residual1, dtype=np.float64) * hidden + np.finfo(np.float64).tiny
-        squares = [np.square(r, dtype=np.float64) for r in (residual1, residual2)]
-        errors = np.stack([s.mean(axis=1) for s in squares])
         score = self.model.combination(errors[0], errors[1], excess)
         part2 = self.model.combination.stage2 * errors[1]
         return Explanation(
@@ -224,15 +211,6 @@ class TwoStageScorer:
             share=weight / weight.sum(axis=1, keepdims=True),
             stage2_share=np.divide(part2, score, out=np.zeros(m), where=score > 0),
         )
-
-    def _compiled_for(self, rows: int) -> CompiledForward:
-        size = next(size for size in self._sizes if size >= rows)
-        if size not in self._compiled:
-            features = self.model.normaliser.centre.shape[1]
-            self._compiled[size] = CompiledForward(
-                self._folded.arrays, features, size, self._threads
-            )
-        return self._compiled[size]
 
 
 class Scorer:
@@ -242,20 +220,23 @@ class Scorer:
     ----------
     artifact
         Verified model folder.
-    batch_sizes, threads
+    device
         As in `TwoStageScorer`.
     """
 
-    def __init__(
-        self, artifact: Artifact, batch_sizes: Sequence[int] = BATCH_SIZES, threads: int = 1
-    ) -> None:
-        self._scorer = TwoStageScorer(artifact.model, batch_sizes, threads)
+    def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
+        self._scorer = TwoStageScorer(artifact.model, device)
         self._thresholds = artifact.thresholds
         self.version = artifact.version
         self.model_hash = artifact.model_hash
 
+    @property
+    def device(self) -> str:
+        """Where rows are scored: "cpu" or "gpu"."""
+        return self._scorer.device
+
     def warm(self) -> None:
-        """Trace, compile and run every size; the first `score` is then as fast as the others."""
+        """Compile everything; the first `score` is then as fast as the others."""
         self._scorer.warm()
 
     def score(self, block: FeatureBlock, *, latent: bool = False) -> ScoreBlock:

@@ -10,7 +10,7 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import structlog
@@ -29,12 +29,10 @@ from detector.features import FeatureSpec
 from detector.kafka import Connection, Publisher, TickConsumer
 from detector.metrics import Metrics
 from detector.pipeline import Pipeline, PipelineSpec
+from detector.scorer import Scorer
 from detector.symbols import SymbolMap, read_symbol_file
 from detector.ticks import TickBatch, VectorBatch, empty_ticks
 from detector.wire import Decoder, make_decoder
-
-if TYPE_CHECKING:
-    from detector.scorer import Scorer
 
 _log = structlog.get_logger("tapewatch")
 EXIT_WITHIN_S: Final = 10.0
@@ -74,10 +72,14 @@ def decoder_of(config: Config, features: FeatureSpec) -> Decoder:
 
 
 def load_scorer(artifact: Artifact, config: Config) -> Scorer:
-    """Build and warm the scorer: TensorFlow is imported here, not before the artifact is good."""
-    from detector.scorer import Scorer  # noqa: PLC0415  (TensorFlow takes seconds to import)
+    """Build and warm the scorer.
 
-    scorer = Scorer(artifact, threads=config.model.threads)
+    Raises
+    ------
+    NoGpuError
+        The configuration asks for a GPU and there is none.
+    """
+    scorer = Scorer(artifact, config.model.device)
     scorer.warm()
     return scorer
 
@@ -134,7 +136,13 @@ class Service:
         try:
             scorer = load_scorer(artifact, config)
             warm_up(self.features, scorer)
-            self.metrics.model.info({"version": scorer.version, "hash": scorer.model_hash})
+            self.metrics.model.info(
+                {
+                    "version": scorer.version,
+                    "hash": scorer.model_hash,
+                    "device": scorer.device,
+                }
+            )
             self._daemon = self._build(decoder, scorer, SymbolMap(names))
         except BaseException:
             self.http.close()
@@ -143,6 +151,7 @@ class Service:
             "ready to join",
             model=scorer.version,
             features=len(self.features.names),
+            device=scorer.device,
             metrics=self.http.url,
             group=config.kafka.group_id,
         )

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.compiled import aligned_zeros, load_tensorflow
-from detector.features import DEFAULT
-from detector.kernels_scoring import EMPTY
+from detector.compiled import CompiledForward, aligned_zeros, load_tensorflow
+from detector.features import DEFAULT, FeatureBlock
+from detector.forward import Forward, KernelForward
+from detector.kernels_scoring import EMPTY, LANES, STRIP, dense, hyperbolic_tangent
 from detector.model import Combination, Normaliser, TwoStageModel, ZScores
-from detector.network import DECODER, DECODER2, ENCODER2, HIDDEN, LATENT, OUTPUT
-from detector.scorer import Scorer, TwoStageScorer
+from detector.network import DECODER, DECODER2, ENCODER2, HIDDEN, LATENT, OUTPUT, fold
+from detector.scorer import NoGpuError, Scorer, TwoStageScorer
 from tests.models import CLIP, block_of, part_of, random_artifact, random_model, rows_for
 
 
@@ -50,7 +51,7 @@ def test_errors_are_those_of_the_oracle(model: TwoStageModel) -> None:
     """The folded float32 network equals the unfolded float64 one to single precision."""
     block = rows_for(model, 1_000)
     latent = np.empty((1_000, 6), np.float32)
-    scorer = TwoStageScorer(model, (64, 512))
+    scorer = TwoStageScorer(model)
     errors, excess, rows = scorer.errors(block.values, block.keys, block.ready, latent)
     stage1, stage2, expected_excess, code = oracle(model, block.values, block.keys)
     np.testing.assert_allclose(errors[0], stage1, rtol=2e-5)
@@ -61,15 +62,100 @@ def test_errors_are_those_of_the_oracle(model: TwoStageModel) -> None:
     assert set(rows.tolist()) == {0, 1, 2, 3, 4, 5}
 
 
-@pytest.mark.parametrize("sizes", [(1,), (3, 17), (64, 256, 1024, 4096), (100,)])
+def run(
+    forward: Forward, block: FeatureBlock, latent: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return errors, excess and table rows of a block."""
+    n = len(block)
+    errors, excess, rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
+    forward(block.values, block.keys, block.ready, errors, excess, rows, latent)
+    return errors, excess, rows
+
+
+@pytest.mark.parametrize("sizes", [(64,), (64, 256, 1024, 4096), (100,)])
 def test_scores_are_bit_equal_for_every_padded_size(
     model: TwoStageModel, sizes: tuple[int, ...]
 ) -> None:
-    """What sizes are compiled changes no bit of any score."""
-    block = rows_for(model, 300)
-    reference, _, _ = TwoStageScorer(model, (512,)).errors(block.values, block.keys, block.ready)
-    errors, _, _ = TwoStageScorer(model, sizes).errors(block.values, block.keys, block.ready)
+    """What sizes TensorFlow compiles changes no bit of any score.
+
+    Much smaller ones than are shipped need not be equal: some processors multiply a few rows by a
+    matrix in another order.
+    """
+    block, folded = rows_for(model, 300), fold(model.weights)
+    reference, _, _ = run(CompiledForward(model.normaliser, folded, (512,)), block)
+    errors, _, _ = run(CompiledForward(model.normaliser, folded, sizes), block)
     np.testing.assert_array_equal(errors, reference)
+
+
+@pytest.mark.parametrize(("features", "instruments"), [(1, 1), (20, 5), (76, 3), (133, 0)])
+def test_kernel_and_tensorflow_agree(features: int, instruments: int) -> None:
+    """A row scores the same on the way of the CPU and on that of the GPU, to single precision."""
+    model = random_model(features, instruments)
+    block = rows_for(model, 300)
+    block.ready[::7] = False
+    folded = fold(model.weights)
+    latents = np.full((2, 300, 6), np.nan, np.float32)
+    kernel, *facts = run(KernelForward(model.normaliser, folded), block, latents[0])
+    tensorflow, *same = run(CompiledForward(model.normaliser, folded), block, latents[1])
+    np.testing.assert_allclose(kernel, tensorflow, rtol=5e-6, atol=1e-7)
+    assert np.isnan(kernel[:, ::7]).all()
+    assert np.isfinite(kernel[:, block.ready]).all()
+    np.testing.assert_allclose(
+        latents[0][block.ready], latents[1][block.ready], rtol=1e-4, atol=1e-5
+    )
+    for mine, theirs in zip(facts, same, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_tanh_is_accurate_to_single_precision() -> None:
+    """The kernel's tanh is within 4e-7 of the true one, relative, and odd, at every size."""
+    sizes = np.concatenate([[0.0], np.geomspace(1e-30, 100.0, 64 * LANES - 1)]).astype(np.float32)
+    values = np.concatenate([sizes, -sizes]).reshape(-1, LANES)
+    expected = np.tanh(values.astype(np.float64))
+    hyperbolic_tangent(values)
+    np.testing.assert_allclose(values, expected, rtol=4e-7)
+    np.testing.assert_array_equal(values[:64], -values[64:])
+
+
+@pytest.mark.parametrize(("units", "inputs"), [(4, 1), (8, 7), (48, 76)])
+@pytest.mark.parametrize("lanes", [1, 16, 17, 127, 128])
+def test_dense_layer_is_that_of_the_oracle(units: int, inputs: int, lanes: int) -> None:
+    """Bias and products, for the lanes asked for; lanes of other strips are left alone."""
+    rng = np.random.default_rng(units + inputs)
+    layer = rng.normal(size=(units, 1 + inputs)).astype(np.float32)
+    x = rng.normal(size=(inputs, LANES)).astype(np.float32)
+    out = np.full((units, LANES), 7.0, np.float32)
+    dense(layer, x, out, lanes)
+    done = -(-lanes // STRIP) * STRIP
+    expected = layer[:, :1] + layer[:, 1:].astype(np.float64) @ x
+    np.testing.assert_allclose(out[:, :done], expected[:, :done], rtol=1e-5, atol=1e-5)
+    assert (out[:, done:] == 7.0).all()
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    model: TwoStageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for a GPU where there is none, the scorer says what is allowed; `auto` uses the CPU."""
+    monkeypatch.setattr("detector.scorer.gpu_visible", lambda: False)
+    with pytest.raises(NoGpuError, match="'auto', 'cpu'"):
+        TwoStageScorer(model, "gpu")
+    assert TwoStageScorer(model).device == "cpu"
+
+
+def test_a_gpu_is_used_where_there_is_one(
+    model: TwoStageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where TensorFlow sees a GPU its compiled pass scores, explanations stay with the kernel."""
+    monkeypatch.setattr("detector.scorer.gpu_visible", lambda: True)
+    scorer = TwoStageScorer(model)
+    assert scorer.device == "gpu"
+    assert TwoStageScorer(model, "cpu").device == "cpu"
+    block = rows_for(model, 50)
+    scorer.warm()
+    errors, _, _ = scorer.errors(block.values, block.keys, block.ready)
+    expected, _, _ = TwoStageScorer(model, "cpu").errors(block.values, block.keys, block.ready)
+    np.testing.assert_allclose(errors, expected, rtol=5e-6)
+    assert (errors != expected).any()  # it was the other way indeed
 
 
 def test_default_features_and_sizes_are_bit_equal_too(tmp_path: Path) -> None:
@@ -90,7 +176,7 @@ def test_default_features_and_sizes_are_bit_equal_too(tmp_path: Path) -> None:
 def test_rows_that_are_not_ready_are_nan_and_change_no_other(model: TwoStageModel) -> None:
     """Unready rows have no score, even where their values are garbage, and the rest keep theirs."""
     block = rows_for(model, 100)
-    scorer = TwoStageScorer(model, (128,))
+    scorer = TwoStageScorer(model)
     before, _, _ = scorer.errors(block.values, block.keys, block.ready)
     ready = np.arange(100) % 3 > 0
     values = block.values.copy()
@@ -105,7 +191,7 @@ def test_scorer_of_an_artifact_applies_its_combination_and_thresholds(tmp_path: 
     """Score, threshold, alarm and severity follow from the errors as the manifest says."""
     artifact = random_artifact(tmp_path / "m", threshold=4.0)
     block = rows_for(artifact.model, 500)
-    scores = Scorer(artifact, (512,)).score(block, latent=True)
+    scores = Scorer(artifact).score(block, latent=True)
     weights = artifact.manifest.architecture
     expected = weights.stage1_weight * scores.stage1 + weights.stage2_weight * scores.stage2
     expected += weights.excess_weight * scores.excess
@@ -125,7 +211,7 @@ def test_empty_block_gives_empty_scores(tmp_path: Path) -> None:
     """No rows are no error."""
     artifact = random_artifact(tmp_path / "m")
     block = rows_for(artifact.model, 1)
-    assert len(Scorer(artifact, (64,)).score(part_of(block, slice(0, 0)))) == 0
+    assert len(Scorer(artifact).score(part_of(block, slice(0, 0)))) == 0
 
 
 def test_explanation_names_the_feature_that_was_moved(model: TwoStageModel) -> None:
@@ -134,7 +220,7 @@ def test_explanation_names_the_feature_that_was_moved(model: TwoStageModel) -> N
     values = tables.centre[1].astype(np.float32)[None, :].repeat(20, axis=0)
     moved = np.arange(20)
     values[moved, moved] += (50 * tables.scale[1]).astype(np.float32)
-    explained = TwoStageScorer(model, (64,)).explain(values, np.full(20, 10, np.int64))
+    explained = TwoStageScorer(model).explain(values, np.full(20, 10, np.int64))
     np.testing.assert_allclose(explained.share.sum(axis=1), 1.0)
     rank = (explained.share > explained.share[moved, moved][:, None]).sum(axis=1)
     assert np.mean(rank == 0) > 0.9
@@ -144,7 +230,7 @@ def test_explanation_names_the_feature_that_was_moved(model: TwoStageModel) -> N
 def test_expected_values_are_the_reconstruction_in_feature_units(model: TwoStageModel) -> None:
     """`expected` less the clipped value, over scale and residual deviation, is the residual."""
     block = rows_for(model, 40)
-    scorer = TwoStageScorer(model, (64,))
+    scorer = TwoStageScorer(model)
     explained = scorer.explain(block.values, block.keys)
     tables = model.normaliser
     rows = tables.rows_for(block.keys)
@@ -200,8 +286,8 @@ def test_key_table_finds_every_key_and_no_other() -> None:
 @pytest.mark.parametrize("sizes", [(), (0, 4), (64, 64), (512, 64)])
 def test_senseless_batch_sizes_are_refused(model: TwoStageModel, sizes: tuple[int, ...]) -> None:
     """Sizes must ascend from at least one."""
-    with pytest.raises(ValueError, match="batch_sizes"):
-        TwoStageScorer(model, sizes)
+    with pytest.raises(ValueError, match="sizes"):
+        CompiledForward(model.normaliser, fold(model.weights), sizes)
 
 
 def test_plain_sum_is_available() -> None:
@@ -213,20 +299,20 @@ def test_plain_sum_is_available() -> None:
 def test_warm_scorer_compiles_nothing_more(model: TwoStageModel) -> None:
     """After `warm`, blocks of every size, from another thread too, trace no further function."""
     tf = load_tensorflow()
-    scorer = TwoStageScorer(model, (8, 32))
-    scorer.warm()
-    compiled = dict(scorer._compiled)
+    forward = CompiledForward(model.normaliser, fold(model.weights), (8, 32))
+    forward.warm()
+    compiled = dict(forward._compiled)
     assert sorted(compiled) == [8, 32]
     block = rows_for(model, 100)
 
     def score() -> None:
         for n in (1, 8, 9, 32, 33, 100):
-            scorer.errors(block.values[:n], block.keys[:n], block.ready[:n])
+            run(forward, part_of(block, slice(0, n)))
 
     thread = threading.Thread(target=score)
     thread.start()
     thread.join()
-    assert scorer._compiled == compiled
+    assert forward._compiled == compiled
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 

@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_detector_scorer(detector: TwoStageDetector) -> 
     """The estimator and the daemon's scorer are one computation: equal to the bit."""
     X = blob(seed=5)
     n = len(X)
-    errors, excess, _ = TwoStageScorer(detector.model_, (512,)).errors(
+    errors, excess, _ = TwoStageScorer(detector.model_).errors(
         X, np.zeros(n, np.int64), np.ones(n, np.bool_)
     )
     expected = -detector.model_.combination(errors[0], errors[1], excess)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Final, Self
@@ -31,8 +30,6 @@ Matrix = Any
 
 LEAST_LATER: Final = 10
 """Fewest held-back rows worth stopping early for."""
-
-_SCORING = threading.Lock()
 
 
 class TwoStageDetector(
@@ -286,11 +283,9 @@ class TwoStageDetector(
         X = validate_data(self, X, dtype=np.float64, order="C", reset=False)
         n, width = len(X), len(self.model_.weights["stage2.centre"])
         latent = np.empty((n, width), np.float32)
-        with _SCORING:
-            scorer = _scorer_of(self.model_)
-            errors, excess, _ = scorer.errors(
-                X, np.zeros(n, np.int64), np.ones(n, np.bool_), latent
-            )
+        errors, excess, _ = _scorer_of(self.model_).errors(
+            X, np.zeros(n, np.int64), np.ones(n, np.bool_), latent
+        )
         return errors, excess, latent
 
     @property
@@ -303,7 +298,7 @@ class TwoStageDetector(
 
 @lru_cache(maxsize=4)
 def _scorer_of(model: TwoStageModel) -> TwoStageScorer:
-    """Compile a model once; kept here, because an estimator holds only what can be pickled."""
+    """Lay a model out once; kept here, because an estimator holds only what can be pickled."""
     return TwoStageScorer(model)
 
 
