@@ -4,7 +4,9 @@ Two threads do the work, so that features of the next micro-batch are computed w
 one is scored: *intake* (the caller's thread) owns the consumer, the decoder and the feature banks;
 *decision* owns the scorer, the episodes and what is published. Between them stands a queue of two
 micro-batches; when decision or the brokers are slow, intake waits and consumption slows down.
-Delivery reports come on a third thread and only settle tickets in the ledger.
+While decision has nothing to do, intake decides a small micro-batch itself: there is nothing to
+overlap then, and handing over costs more than deciding. Delivery reports come on a third thread and
+only settle tickets in the ledger.
 
 This is the only module that joins I/O, pipeline and metrics.
 """
@@ -43,6 +45,8 @@ _log = structlog.get_logger("tapewatch")
 DRAIN_S: Final = 5.0
 """Time that a revocation or a shutdown may spend on finishing what is under way."""
 _QUEUED_BATCHES: Final = 2
+_ALONE_TICKS: Final = 1024
+"""Up to here a micro-batch is decided by the thread that took it in, if nothing is under way."""
 _BEAT_LIMIT_S: Final = 30.0
 _CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
@@ -261,7 +265,7 @@ class Daemon:
         self._raise_if_unusable()
         if fetched:
             self._metrics.stage.labels("batching").observe(self._consumer.waited_s)
-            self._put(self._take_in(fetched))
+            self._hand_on(self._take_in(fetched))
         if self._beat >= self._commit_due:
             self._commit_due = self._beat + settings.commit_interval_s
             self._commit(wait=False)
@@ -323,6 +327,22 @@ class Daemon:
                     partitions=[other, partition],
                 )
             self._partition_of[key] = partition
+
+    def _hand_on(self, work: _Work) -> None:
+        """Let the decision thread have the work, or decide it here if that is sooner."""
+        ticks = sum(len(prepared.batch) for prepared in work.prepared)
+        if (
+            ticks <= _ALONE_TICKS
+            and not work.rejected  # these may be large; intake should not wait for the brokers
+            and self._publisher.has_room
+            and not self._work.unfinished_tasks  # the decision thread waits, and goes on waiting
+        ):
+            try:
+                self._decide(work)
+            except BaseException as error:  # as on the decision thread: `run` raises it
+                self._fail(error)
+        else:
+            self._put(work)
 
     def _put(self, work: _Work | None, *, force: bool = False) -> None:
         """Hand work to the decision thread, waiting while it is behind."""
@@ -423,6 +443,7 @@ class Daemon:
         try:
             while (work := self._work.get()) is not None:
                 self._decide(work)
+                self._work.task_done()
         except BaseException as error:  # handed to `run`, which raises it
             self._fail(error)
 

@@ -337,27 +337,32 @@ class Publisher:
     def __init__(self, connection: Connection, **settings: object) -> None:
         self.health = Health()
         self._bootstrap = connection.bootstrap_servers
+        properties = {
+            "linger.ms": 0,
+            "partitioner": "murmur2_random",  # that of Kafka's Java clients
+            "compression.type": "lz4",
+            "message.max.bytes": 64 * 1024 * 1024,
+            "queue.buffering.max.messages": 10_000,
+            "queue.buffering.max.kbytes": 128 * 1024,
+            **connection.settings(),
+            "enable.idempotence": True,
+            "message.timeout.ms": 0,
+            "error_cb": self.health.on_error,
+            **settings,
+        }
         with _refusals():
-            self._producer = Producer(
-                {
-                    "linger.ms": 0,
-                    "partitioner": "murmur2_random",  # that of Kafka's Java clients
-                    "compression.type": "lz4",
-                    "message.max.bytes": 64 * 1024 * 1024,
-                    "queue.buffering.max.messages": 10_000,
-                    "queue.buffering.max.kbytes": 128 * 1024,
-                    **connection.settings(),
-                    "enable.idempotence": True,
-                    "message.timeout.ms": 0,
-                    "error_cb": self.health.on_error,
-                    **settings,
-                }
-            )
+            self._producer = Producer(properties)
+        self._capacity = int(str(properties["queue.buffering.max.messages"]))
         self._closing = threading.Event()
         self._deliveries = threading.Thread(
             target=self._serve_deliveries, name="deliveries", daemon=True
         )
         self._deliveries.start()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether three quarters of the producer's queue are free: `publish` would hardly wait."""
+        return len(self._producer) <= self._capacity // 4
 
     def publish(
         self,

@@ -112,6 +112,7 @@ class Sink:
         self.held: list[Acknowledge] = []
         self.threads: list[threading.Thread] = []
         self.hold = False
+        self.has_room = False  # without room a micro-batch is left to the decision thread
         self.answer = answer
 
     def publish(
@@ -319,6 +320,57 @@ def test_bug_in_the_pipeline_stops_the_daemon() -> None:
     rig = Rig([part([b"t"], 7)])
 
     def break_down() -> None:
+        raise ZeroDivisionError("a bug")
+
+    rig.pipeline.before_finish = break_down
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert isinstance(rig.error, DaemonFailedError)
+    assert isinstance(rig.error.__cause__, ZeroDivisionError)
+    assert rig.consumer.committed == {}
+
+
+def with_room() -> Sink:
+    """Return a sink whose queue is empty, so that intake may decide."""
+    sink = Sink()
+    sink.has_room = True
+    return sink
+
+
+def test_intake_decides_a_small_micro_batch_while_nothing_is_under_way() -> None:
+    """Few ticks are decided where they were taken in, many on the decision thread, in order."""
+    script = [[part([b"t"] * 3, 0)], [part([b"t"] * 2000, 3)], [part([b"t"], 2003)]]
+    rig = Rig(*script, sink=with_room())
+    gate = threading.Event()
+    taken: list[threading.Thread] = []
+
+    def finish() -> None:
+        taken.append(threading.current_thread())
+        if len(taken) == 2:  # the third must queue up behind this one
+            gate.wait(WAIT_S)
+
+    rig.pipeline.before_finish = finish
+    with rig:
+        until(lambda: rig.consumer.fetches >= 4)
+        gate.set()
+        until(lambda: rig.consumer.committed == {0: 2004})
+    assert [thread is rig.thread for thread in taken] == [True, False, False]
+    assert [int(r[3]["ce_id"], 16) for r in rig.sink.records] == list(range(2004))
+
+
+def test_dead_letters_are_left_to_the_decision_thread() -> None:
+    """They may be as large as a message: intake does not wait for room for them."""
+    with Rig([part([b"bad", b"t"], 0)], sink=with_room()) as rig:
+        until(lambda: rig.consumer.committed == {0: 2})
+    assert rig.thread not in rig.sink.threads
+
+
+def test_bug_on_the_intake_thread_stops_the_daemon_too() -> None:
+    """An unexpected error in a micro-batch that intake decides ends `run` the same way."""
+    rig = Rig([part([b"t"], 7)], sink=with_room())
+
+    def break_down() -> None:
+        assert threading.current_thread() is rig.thread
         raise ZeroDivisionError("a bug")
 
     rig.pipeline.before_finish = break_down
