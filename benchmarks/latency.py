@@ -36,6 +36,7 @@ _EPISODES: Final = "[episodes]\nquiet_s = 0.1\nupdate_interval_s = 0.1"
 """Short ones, so that a few ticks in a thousand lead to events and percentiles have enough of them:
 with the usual ones a burst of anomalous ticks is a single episode."""
 _SETTLE_S: Final = 3.0
+_WARM_RUNS: Final = 2
 _READY_WITHIN_S: Final = 60.0
 
 
@@ -121,6 +122,15 @@ class Stage:
             raise MeasurementError("the saturation run was too short; give a longer tape")
         return float((ticks[-1] - ticks[begun]) / (seconds[-1] - seconds[begun]))
 
+    def warm_up(self, rate: float) -> None:
+        """Run daemon and echo unrecorded, until the broker's Java code is compiled.
+
+        The compiler takes a core of the two for the first minute of load: runs in that minute, all
+        of them the daemon's and the echo's first, were several times slower than later ones.
+        """
+        for seed in range(_WARM_RUNS):
+            self.echo_run(rate, seed, self.daemon_run(rate, seed))
+
     def ticks_at(self, rate: float) -> int:
         """How many ticks a run sends."""
         return min(int(rate * self.work.sizes.latency_s), len(self.work.tape))
@@ -199,6 +209,7 @@ def measure(work: Workload, cluster: Cluster) -> list[Row]:
     """Latency of the daemon and of the echo at each share of the maximum, in turn."""
     stage = Stage(work, cluster)
     most = stage.maximum()
+    stage.warm_up(TARGET_LOAD * most)
     return [_at(stage, load, most) for load in work.sizes.loads]
 
 

@@ -226,6 +226,7 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+@cache
 def flag_labels(quality: int) -> tuple[str, ...]:
     """Return the names of the `Quality` bits that are set, in order of their value."""
     return tuple(flag.label for flag in Quality if quality & flag)

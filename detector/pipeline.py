@@ -9,7 +9,7 @@ thread may prepare the next micro-batch while another finishes the present one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -60,6 +60,34 @@ class Prepared:
 
     batch: Batch
     block: FeatureBlock
+
+
+Reasons = tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]
+"""Top features of one row: `(K,)` indices, and `(K, 3)` value, expected and share of each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decision:
+    """How the episodes of one partition moved by one batch.
+
+    Parameters
+    ----------
+    measures
+        `(5, n)` float64, as `EpisodeBook.step` takes them.
+    transitions
+        What happened, in order.
+    peaks
+        Slot and row of the open episodes whose peak lies in this batch.
+    """
+
+    measures: npt.NDArray[np.float64]
+    transitions: Sequence[Transition]
+    peaks: Sequence[tuple[int, int]]
+
+    def rows_to_explain(self) -> list[int]:
+        """Rows that an event or a new peak is about, ascending."""
+        rows = {_row_of(t) for t in self.transitions} | {row for _, row in self.peaks}
+        return sorted(rows - {-1})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,11 +154,10 @@ class Pipeline:
         """Score prepared batches together and decide, partition by partition."""
         blocks = tuple(p.block for p in prepared)
         scores = self._score(blocks)
-        events: list[AnomalyEvent] = []
-        for part, block_scores in zip(prepared, scores, strict=True):
-            if part.batch.symbols:
-                self.symbols.learn(part.batch.symbols)
-            events.extend(self._decide(part, block_scores))
+        decisions = [
+            self._decide(p, block_scores) for p, block_scores in zip(prepared, scores, strict=True)
+        ]
+        events = self._tell(prepared, decisions)
         dropped, flagged = count_quality([block.quality for block in blocks])
         return Outcome(tuple(events), blocks, scores, dropped, flagged)
 
@@ -175,8 +202,11 @@ class Pipeline:
         starts = [0, *ends[:-1]]
         return tuple(joined.rows_between(a, b) for a, b in zip(starts, ends, strict=True))
 
-    def _decide(self, part: Prepared, scores: ScoreBlock) -> list[AnomalyEvent]:
+    def _decide(self, part: Prepared, scores: ScoreBlock) -> _Decision:
+        """Advance a partition's episodes by its batch."""
         block, batch = part.block, part.batch
+        if batch.symbols:
+            self.symbols.learn(batch.symbols)
         book = self._book(batch.partition)
         measures = np.stack(
             [scores.score, scores.threshold, scores.stage1, scores.stage2, scores.excess]
@@ -184,32 +214,36 @@ class Pipeline:
         transitions = book.step(
             block.slots, block.keys, block.ts, batch.offsets, batch.indices, measures
         )
-        peaks = book.improved_peaks()
-        if not transitions and not peaks:
-            return []
-        explained = self._explain(block, transitions, peaks)
-        events = [
-            self._event(batch, block, measures, transition, explained, book)
-            for transition in transitions
-        ]
-        for slot, row in peaks:
-            book.remember(slot, *explained[row])
+        return _Decision(measures, transitions, book.improved_peaks())
+
+    def _tell(
+        self, prepared: Sequence[Prepared], decisions: Sequence[_Decision]
+    ) -> list[AnomalyEvent]:
+        """Make the events of what happened, with the reasons for it."""
+        wanted = [decision.rows_to_explain() for decision in decisions]
+        reasons = iter(self._explain([part.block for part in prepared], wanted))
+        events: list[AnomalyEvent] = []
+        for part, decision, rows in zip(prepared, decisions, wanted, strict=True):
+            explained = {row: next(reasons) for row in rows}
+            book = self._book(part.batch.partition)
+            events.extend(
+                self._event(part.batch, part.block, decision.measures, transition, explained, book)
+                for transition in decision.transitions
+            )
+            for slot, row in decision.peaks:
+                book.remember(slot, *explained[row])
         return events
 
     def _explain(
-        self,
-        block: FeatureBlock,
-        transitions: Sequence[Transition],
-        peaks: Sequence[tuple[int, int]],
-    ) -> dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]]:
-        """Top features of every row an event or a new peak is about, in one scoring call."""
-        rows = {_row_of(t) for t in transitions} | {row for _, row in peaks}
-        order = np.array(sorted(rows - {-1}), np.int64)
-        if not len(order):
-            return {}
-        values = block.values[order]
-        explanation = self._scorer.explain(values, block.keys[order])
-        return dict(zip(order.tolist(), _top(values, explanation), strict=True))
+        self, blocks: Sequence[FeatureBlock], wanted: Sequence[Sequence[int]]
+    ) -> list[Reasons]:
+        """Top features of the wanted rows of all partitions, in order, by one scoring call."""
+        if not any(wanted):
+            return []
+        parts = [(b, np.array(rows, np.int64)) for b, rows in zip(blocks, wanted, strict=True)]
+        values = np.concatenate([block.values[rows] for block, rows in parts])
+        keys = np.concatenate([block.keys[rows] for block, rows in parts])
+        return _top(values, self._scorer.explain(values, keys))
 
     def _event(
         self,
@@ -217,7 +251,7 @@ class Pipeline:
         block: FeatureBlock,
         measures: npt.NDArray[np.float64],
         transition: Transition,
-        explained: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]],
+        explained: Mapping[int, Reasons],
         book: EpisodeBook,
     ) -> AnomalyEvent:
         row, topic = transition.row, self._spec.topic
@@ -274,9 +308,7 @@ def _summary(transition: Transition) -> Summary:
     )
 
 
-def _top(
-    values: npt.NDArray[np.float32], explanation: Explanation
-) -> list[tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]]:
+def _top(values: npt.NDArray[np.float32], explanation: Explanation) -> list[Reasons]:
     """Per row: indices of the largest error shares, and value, expected, share of each."""
     order = np.argsort(-explanation.share, axis=1, kind="stable")[:, :TOP_FEATURES]
     facts = np.stack(
