@@ -297,9 +297,10 @@ def test_tick_labels_agree_with_a_plain_loop(
     """Kind and number of each tick are those of the anomaly whose time and instrument it has."""
     found = tick_labels(clean.keys, clean.ts_event, planted)
     kind, anomaly = np.zeros(len(clean), int), np.zeros(len(clean), int)
+    ticks = list(zip(clean.keys.tolist(), clean.ts_event.tolist(), strict=True))
     for number, one in enumerate(planted, start=1):
-        for row in np.flatnonzero(clean.keys == one.key):
-            if one.start_ns <= clean.ts_event[row] <= one.end_ns:
+        for row, (key, ts) in enumerate(ticks):
+            if key == one.key and one.start_ns <= ts <= one.end_ns:
                 kind[row], anomaly[row] = KIND_INDEX[one.kind], number
     assert np.count_nonzero(anomaly) > 100
     assert np.array_equal(found.kind, kind)
