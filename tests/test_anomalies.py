@@ -24,6 +24,7 @@ from detector.readers import read_parquet, write_parquet
 from detector.scripts import RANGES, WHOLE, AnomalyKind
 from detector.synthetic import DEMO_START_NS, Instrument, Market, gather, generate
 from detector.ticks import NS_PER_S, UNDEFINED_PRICE, TickBatch
+from tests.conftest import REPOSITORY
 from training.anomalies import inject, inject_files
 from training.cli import register
 from training.evaluation_plan import EVALUATION_PLAN
@@ -91,6 +92,21 @@ def test_leading_parameters_are_tested_where_they_are_weak() -> None:
         want = list(itertools.islice(itertools.cycle(["low", "high"]), len(some)))
         assert [TEST_END[kind][name] for name in some] == want
     assert half_ranges(Half.BOTH) is RANGES
+
+
+def test_the_page_states_ranges_and_halves() -> None:
+    """docs/anomalies.md names every parameter, and every test half with both its ends."""
+    page = (REPOSITORY / "docs" / "anomalies.md").read_text()
+    kinds, halves = page.split("### Halves")
+    for kind, some in half_ranges(Half.TEST).items():
+        described = next(line for line in kinds.splitlines() if line.startswith(f"| `{kind}` |"))
+        cells = next(line for line in halves.splitlines() if line.startswith(f"| `{kind}` |"))
+        low, high = cells.split("|")[2:4]
+        for name, ends in some.items():
+            assert f"`{name}`" in described
+            assert "{}-{}".format(*(f"{each:,g}" for each in RANGES[kind][name])) in described
+            told = "{} {}-{}".format(name, *(f"{round(each, 6):,g}" for each in ends))
+            assert told in (low if TEST_END[kind][name] == "low" else high)
 
 
 def test_no_test_parameter_was_trained_on(surveys: dict[int, Survey]) -> None:
