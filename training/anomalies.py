@@ -129,17 +129,15 @@ class _Weaver:
         keys = TickBatch.from_ticks(rows).keys
         clean = tick_labels(keys, rows["ts_event"].astype(np.int64), self._planted).anomaly == 0
         parts, at = [rows[clean]], [times[clean]]
-        order = [np.flatnonzero(clean)]
         for key, planter in self._planters.items():
             woven = planter.feed(rows[keys == key], until_ns)
             ts = woven["ts_event"].astype(np.int64)
             inside = tick_labels(np.full(len(ts), key), ts, planter.plants).anomaly > 0
             parts.append(woven[inside])
             at.append(ts[inside])
-            order.append(np.full(np.count_nonzero(inside), len(rows)))
-        # Untouched ticks keep their order; planted ones come after those of the same time.
-        sequence = np.lexsort((np.concatenate(order), np.concatenate(at)))
-        return np.ascontiguousarray(join(parts)[sequence])
+        # Stable: untouched ticks keep their order, planted ones come after those of the same time.
+        order = np.argsort(np.concatenate(at), kind="stable")
+        return np.ascontiguousarray(join(parts)[order])
 
 
 @dataclass(frozen=True, slots=True)
