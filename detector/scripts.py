@@ -1,23 +1,26 @@
 """What each kind of anomaly does, step by step, in multiples of the instrument it will meet.
 
 A script is a table of steps. A step is a market event (action, side, size) and the state that holds
-from it on: how far the book is shifted, where the anomaly's own orders stand, how many. The last
-step of every script leaves nothing behind. Scripts know no price, no size and no clock; times are
-counted from the first step. `detector.planting` places them.
+from it on: how far either side is shifted, where the anomaly's own orders stand, how many. The last
+step of every script leaves nothing behind. Frozen quotes and the feed gap have no steps: they act
+on the ticks that are there. Scripts know no price, no size and no clock; times are counted from the
+first step. `detector.placing` places them.
 
 References
 ----------
 Poutré, Chételat, Morales (2024), "Deep unsupervised anomaly detection in high-frequency markets",
 Journal of Finance and Data Science 10, 100129: quote stuffing, layering, pump and dump, with the
 ranges used here.
-SEC (2010), "Concept release on equity market structure", 34-61358: momentum ignition. The ranges of
-the kinds not in the paper are this project's own.
+SEC (2010), "Concept release on equity market structure", 34-61358: momentum ignition.
+Cao, Li, Coleman, Belatreche, McGinnity (2016), "Detecting wash trade in financial market using
+digraphs and dynamic programming", IEEE Transactions on Neural Networks and Learning Systems 27:
+wash trades. The ranges of the kinds not in the first paper are this project's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -37,13 +40,15 @@ class AnomalyKind(StrEnum):
     MOMENTUM_IGNITION = "momentum_ignition"
     FROZEN_QUOTES = "frozen_quotes"
     CROSSED_BOOK = "crossed_book"
+    WASH_TRADES = "wash_trades"
+    FEED_GAP = "feed_gap"
 
 
 RANGES: Final[Mapping[AnomalyKind, Mapping[str, tuple[float, float]]]] = {
     AnomalyKind.QUOTE_STUFFING: {"events": (50, 199), "per_ms": (8, 9)},
     AnomalyKind.LAYERING: {
         "orders": (10, 12),
-        "walk_bps": (2, 7),
+        "walk_bps": (0, 7),
         "bona_fide_means": (2, 3),
         "hold_ms": (100, 1000),
     },
@@ -56,12 +61,18 @@ RANGES: Final[Mapping[AnomalyKind, Mapping[str, tuple[float, float]]]] = {
         "back_ms": (200, 1000),
     },
     AnomalyKind.FROZEN_QUOTES: {"seconds": (10, 30)},
-    AnomalyKind.CROSSED_BOOK: {"ticks": (1, 5), "hold_ms": (200, 2000)},
+    AnomalyKind.CROSSED_BOOK: {"ticks": (0, 5), "hold_ms": (200, 2000)},
+    AnomalyKind.WASH_TRADES: {"trades": (10, 30), "size_means": (2, 5), "gap_ms": (20, 100)},
+    AnomalyKind.FEED_GAP: {"gap_s": (5, 20), "burst_ms": (50, 500)},
 }
 """Parameter ranges, both ends inclusive."""
 
-_WHOLE: Final = frozenset({"events", "orders", "trades", "ticks"})
-_BUYS_ONLY: Final = frozenset({AnomalyKind.PUMP_AND_DUMP, AnomalyKind.FROZEN_QUOTES})
+WHOLE: Final = frozenset({"events", "orders", "trades", "ticks"})
+"""Parameters that are whole numbers."""
+
+_ONE_SIDED: Final = frozenset(
+    {AnomalyKind.PUMP_AND_DUMP, AnomalyKind.FROZEN_QUOTES, AnomalyKind.FEED_GAP}
+)
 
 STEP: Final = np.dtype(
     [
@@ -70,14 +81,15 @@ STEP: Final = np.dtype(
         ("side", "u1"),
         ("at", "u1"),  # the event's price: one of the four below
         ("size", "f8"),  # size units
-        ("shift", "f8"),  # price units by which both sides are away from the clean book
-        ("bid_off", "f8"),  # price units by which the anomaly's bid is away from that
+        ("bid_shift", "f8"),  # price units by which a side is away from the clean book
+        ("ask_shift", "f8"),
+        ("bid_off", "f8"),  # price units by which the anomaly's own bid is away from that
         ("ask_off", "f8"),
         ("bid_sz", "f8"),  # size units of each of the anomaly's orders
         ("ask_sz", "f8"),
         ("bid_ct", "i8"),  # the anomaly's orders that are live
         ("ask_ct", "i8"),
-        ("cross", "i8"),  # ticks by which a stray bid (+) or ask (-) is through the other side
+        ("cross", "i8"),  # a stray bid (+) or ask (-) at the other side's price, 2: a tick through
     ]
 )
 StepArray = npt.NDArray[np.void]
@@ -98,34 +110,47 @@ class Script:
     Parameters
     ----------
     steps
-        `(m,)` of dtype `STEP`, times strictly ascending from 0; empty for frozen quotes.
+        `(m,)` of dtype `STEP`, times strictly ascending from 0; empty for the kinds without steps.
     length_ns
         From the first step to the last.
     px_unit
         A price unit is the mid or the spread before the anomaly.
     size_unit
-        A size unit is the mean of the sizes before the anomaly, or their 10th percentile.
+        A size unit is the mean of the sizes before the anomaly, their 10th percentile, or the mean
+        of the trades' sizes.
+    at_most
+        Prices are rounded towards the clean book, because the parameter is a limit; otherwise to
+        the nearest price there is.
     frozen
         Quotes stop, trades go on.
+    silent_ns
+        Nothing comes for so long; what was withheld comes in the rest of the time.
     """
 
     steps: StepArray
     length_ns: int
     px_unit: Literal["mid", "spread"] = "mid"
-    size_unit: Literal["mean", "small"] = "mean"
+    size_unit: Literal["mean", "small", "trade"] = "mean"
+    at_most: bool = False
     frozen: bool = False
+    silent_ns: int = 0
+
+
+Ranges = Mapping[AnomalyKind, Mapping[str, tuple[float, float]]]
 
 
 def draw_parameters(
-    kind: AnomalyKind, rng: np.random.Generator, strength: tuple[float, float] = (0.0, 1.0)
+    kind: AnomalyKind, rng: np.random.Generator, ranges: Ranges = RANGES
 ) -> dict[str, float]:
-    """Draw from `RANGES[kind]`, uniformly within the part `strength` of each range, and a side."""
+    """Draw uniformly from `ranges[kind]`, whole numbers where they are counts, and a side."""
     drawn = {}
-    for name, (low, high) in RANGES[kind].items():
-        share = rng.uniform(*strength)
-        value = low + (high - low) * share
-        drawn[name] = float(round(value)) if name in _WHOLE else float(value)
-    buys = kind in _BUYS_ONLY or rng.random() < 0.5
+    for name, (low, high) in ranges[kind].items():
+        share = rng.uniform()
+        if name in WHOLE:
+            drawn[name] = min(float(low + np.floor((high - low + 1) * share)), float(high))
+        else:
+            drawn[name] = float(low + (high - low) * share)
+    buys = kind in _ONE_SIDED or rng.random() < 0.5
     drawn["side"] = 1.0 if buys else -1.0
     return drawn
 
@@ -133,9 +158,7 @@ def draw_parameters(
 def script(kind: AnomalyKind, params: Mapping[str, float], seed: int) -> Script:
     """Write the script of an anomaly; equal arguments give an equal script."""
     made = _WRITERS[kind](params, np.random.default_rng(seed))
-    if params["side"] > 0:
-        return made
-    return Script(_mirror(made.steps), made.length_ns, made.px_unit, made.size_unit, made.frozen)
+    return made if params["side"] > 0 else replace(made, steps=_mirror(made.steps))
 
 
 def _mirror(steps: StepArray) -> StepArray:
@@ -143,10 +166,10 @@ def _mirror(steps: StepArray) -> StepArray:
     other = steps.copy()
     other["side"] = np.where(steps["side"] == _A, _B, _A)
     other["at"] = _MIRRORED_AT[steps["at"]]
-    for name in ("shift", "cross"):
-        other[name] = -steps[name]
+    other["cross"] = -steps["cross"]
     for one, two in (("bid", "ask"), ("ask", "bid")):
-        other[f"{one}_off"] = -steps[f"{two}_off"]
+        for what in ("shift", "off"):
+            other[f"{one}_{what}"] = -steps[f"{two}_{what}"]
         for what in ("sz", "ct"):
             other[f"{one}_{what}"] = steps[f"{two}_{what}"]
     return other
@@ -154,8 +177,7 @@ def _mirror(steps: StepArray) -> StepArray:
 
 def _timed(steps: StepArray, gaps_ms: npt.NDArray[np.float64]) -> StepArray:
     """Set the times from the gaps before each step but the first."""
-    gaps = np.maximum((gaps_ms * _NS_PER_MS).astype(np.int64), 1)
-    steps["after_ns"][1:] = np.cumsum(gaps)
+    steps["after_ns"][1:] = np.rint(np.cumsum(gaps_ms) * _NS_PER_MS).astype(np.int64)
     return steps
 
 
@@ -175,7 +197,7 @@ def _quote_stuffing(params: Mapping[str, float], rng: np.random.Generator) -> Sc
     cancelled["action"], cancelled["at"] = _C, BID_BEFORE
     gaps = rng.uniform(0.8, 1.2, 2 * pairs - 1)
     _timed(steps, gaps / gaps.mean() / params["per_ms"])
-    return Script(steps, _length(steps), px_unit="spread", size_unit="small")
+    return Script(steps, _length(steps), px_unit="spread", size_unit="small", at_most=True)
 
 
 def _layering(params: Mapping[str, float], rng: np.random.Generator) -> Script:
@@ -204,25 +226,29 @@ def _layering(params: Mapping[str, float], rng: np.random.Generator) -> Script:
             rng.uniform(9.0, 19.0, orders),
             rng.uniform(5.0, 15.0, 1),
             [params["hold_ms"]],
-            rng.uniform(9.0, 19.0, orders - 1),
+            rng.uniform(0.01, 0.1, orders - 1),  # at once, as fast as a machine sends them
         ]
     )
     _timed(steps, gaps)
-    return Script(steps, _length(steps))
+    return Script(steps, _length(steps), at_most=True)
 
 
 def _pump_and_dump(params: Mapping[str, float], rng: np.random.Generator) -> Script:
-    """Six bids and six purchases drive the price up; six cancels and six sales bring it back."""
+    """Purchases lift the ask and bids follow, six times; six cancels and six sales undo it."""
     steps = np.zeros(24, STEP)
-    level = np.concatenate([np.arange(1, 13), np.arange(12)[::-1]])
-    steps["shift"] = params["rise_pct"] * 1e-2 * level / 12
+    rise = params["rise_pct"] * 1e-2
+    up, down = np.arange(1, 7) / 6, np.arange(6)[::-1] / 6
     steps["size"] = params["size_means"]
     steps["side"] = _B
-    bids, buys, cancels, sales = steps[0:12:2], steps[1:12:2], steps[12::2], steps[13::2]
-    bids["action"], bids["at"] = _A, BID_AFTER
+    buys, bids, cancels, sales = steps[0:12:2], steps[1:12:2], steps[12::2], steps[13::2]
     buys["action"], buys["at"] = _T, ASK_BEFORE
+    bids["action"], bids["at"] = _A, BID_AFTER
     cancels["action"], cancels["at"] = _C, BID_BEFORE
     sales["action"], sales["side"], sales["at"] = _T, _A, BID_BEFORE
+    buys["ask_shift"], bids["ask_shift"] = rise * up, rise * up
+    buys["bid_shift"], bids["bid_shift"] = rise * (up - 1 / 6), rise * up
+    cancels["bid_shift"], sales["bid_shift"] = rise * down, rise * down
+    cancels["ask_shift"], sales["ask_shift"] = rise * (down + 1 / 6), rise * down
     _timed(steps, np.concatenate([rng.uniform(63, 103, 11), rng.uniform(190, 310, 12)]))
     return Script(steps, _length(steps))
 
@@ -242,20 +268,26 @@ def _fat_finger(params: Mapping[str, float], rng: np.random.Generator) -> Script
 
 
 def _momentum_ignition(params: Mapping[str, float], rng: np.random.Generator) -> Script:
-    """Lift the price by a run of purchases, withdraw bids until it is where it was."""
+    """Lift the ask by a run of purchases that bids follow; bids, then offers fall back."""
     trades, back = int(params["trades"]), 4
-    steps = np.zeros(trades + back, STEP)
-    level = np.concatenate([np.arange(1, trades + 1) / trades, np.arange(back)[::-1] / back])
-    steps["shift"] = params["move_bps"] * 1e-4 * level
-    steps["side"] = _B
-    steps["size"] = rng.uniform(0.5, 2.0, len(steps))
-    steps["action"][:trades], steps["at"][:trades] = _T, ASK_BEFORE
-    steps["action"][trades:], steps["at"][trades:] = _C, BID_BEFORE
-    up, down = rng.uniform(0.5, 1.5, trades - 1), rng.uniform(0.5, 1.5, back)
-    gaps = np.concatenate(
-        [up / up.sum() * params["within_ms"], down / down.sum() * params["back_ms"]]
-    )
-    _timed(steps, gaps)
+    steps = np.zeros(2 * (trades + back), STEP)
+    level = np.concatenate([np.arange(trades + 1) / trades, np.arange(back)[::-1] / back])
+    level *= params["move_bps"] * 1e-4
+    before, after = level[:-1], level[1:]  # each pair of steps: one side leads, the other follows
+    lead, follow = steps[0::2], steps[1::2]
+    lead["ask_shift"] = np.where(after > before, after, before)
+    lead["bid_shift"] = np.where(after > before, before, after)
+    follow["ask_shift"] = follow["bid_shift"] = after
+    steps["size"], steps["side"] = rng.uniform(0.5, 2.0, len(steps)), _B
+    buys, bids, cancels, offers = lead[:trades], follow[:trades], lead[trades:], follow[trades:]
+    buys["action"], buys["at"] = _T, ASK_BEFORE
+    bids["action"], bids["at"] = _A, BID_AFTER
+    cancels["action"], cancels["at"] = _C, BID_BEFORE
+    offers["action"], offers["side"], offers["at"] = _A, _A, ASK_AFTER
+    up, down = rng.uniform(0.5, 1.5, trades - 1), rng.uniform(0.5, 1.5, 2 * back + 1)
+    up *= params["within_ms"] / up.sum()
+    down *= params["back_ms"] / down.sum()
+    _timed(steps, np.concatenate([np.outer(up, [0.3, 0.7]).ravel(), down]))
     return Script(steps, _length(steps))
 
 
@@ -265,14 +297,39 @@ def _frozen_quotes(params: Mapping[str, float], _rng: np.random.Generator) -> Sc
 
 
 def _crossed_book(params: Mapping[str, float], _rng: np.random.Generator) -> Script:
-    """Post a bid above the ask, cancel it after a while."""
+    """Post a bid at the ask (no ticks) or above it, cancel it after a while."""
     steps = np.zeros(2, STEP)
     steps["action"], steps["at"] = [_A, _C], [BID_AFTER, BID_BEFORE]
     steps["side"], steps["size"] = _B, 1.0
-    steps["cross"][0] = int(params["ticks"])
+    steps["cross"][0] = int(params["ticks"]) + 1
     steps["bid_sz"][0], steps["bid_ct"][0] = 1.0, 1
     _timed(steps, np.array([params["hold_ms"]]))
     return Script(steps, _length(steps))
+
+
+def _wash_trades(params: Mapping[str, float], rng: np.random.Generator) -> Script:
+    """Post an order half a spread inside, trade with it oneself, now as seller, now as buyer."""
+    trades = int(params["trades"])
+    steps = np.zeros(2 * trades, STEP)
+    posts, fills = steps[0::2], steps[1::2]
+    bids = np.arange(trades) % 2 == 0  # the side of the order; the position ends where it was
+    steps["size"] = params["size_means"]
+    posts["action"], posts["side"] = _A, np.where(bids, _B, _A)
+    posts["at"] = np.where(bids, BID_AFTER, ASK_AFTER)
+    fills["action"], fills["side"] = _T, np.where(bids, _A, _B)
+    fills["at"] = np.where(bids, BID_BEFORE, ASK_BEFORE)
+    for side, mine, sign in (("bid", bids, 1), ("ask", ~bids, -1)):
+        posts[f"{side}_off"] = 0.5 * sign * mine
+        posts[f"{side}_sz"], posts[f"{side}_ct"] = params["size_means"] * mine, mine
+    waits = params["gap_ms"] * rng.uniform(0.9, 1.1, trades)
+    _timed(steps, np.outer(waits, [0.1, 0.9]).ravel()[:-1])
+    return Script(steps, _length(steps), px_unit="spread", size_unit="trade", at_most=True)
+
+
+def _feed_gap(params: Mapping[str, float], _rng: np.random.Generator) -> Script:
+    """Send nothing, then all that was withheld."""
+    silent, burst = round(params["gap_s"] * 1e9), round(params["burst_ms"] * _NS_PER_MS)
+    return Script(np.zeros(0, STEP), silent + burst, silent_ns=silent)
 
 
 _WRITERS: Final[
@@ -285,4 +342,6 @@ _WRITERS: Final[
     AnomalyKind.MOMENTUM_IGNITION: _momentum_ignition,
     AnomalyKind.FROZEN_QUOTES: _frozen_quotes,
     AnomalyKind.CROSSED_BOOK: _crossed_book,
+    AnomalyKind.WASH_TRADES: _wash_trades,
+    AnomalyKind.FEED_GAP: _feed_gap,
 }

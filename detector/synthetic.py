@@ -22,7 +22,9 @@ from typing import Final
 import numpy as np
 
 from detector import kernels_synthetic as k
-from detector.planting import Planted, Planter, join, plan, sort_by_time
+from detector.placing import Planted, join, sort_by_time
+from detector.planting import Planter, plan
+from detector.scripts import AnomalyKind
 from detector.ticks import (
     NS_PER_S,
     PRICE_UNIT,
@@ -43,6 +45,15 @@ DEMO_TRAIN_S: Final = 600.0  # clean
 DEMO_LIVE_S: Final = 300.0  # follows it, with plants
 DEMO_PLANTS: Final = 21  # three of each kind
 DEMO_SEPARATION_S: Final = 45.0
+DEMO_KINDS: Final = (
+    AnomalyKind.QUOTE_STUFFING,
+    AnomalyKind.LAYERING,
+    AnomalyKind.PUMP_AND_DUMP,
+    AnomalyKind.FAT_FINGER,
+    AnomalyKind.MOMENTUM_IGNITION,
+    AnomalyKind.FROZEN_QUOTES,
+    AnomalyKind.CROSSED_BOOK,
+)
 
 _FAST_DECAY, _FAST_BRANCHING = 200.0, 0.4  # replies within milliseconds
 _SLOW_DECAY, _SLOW_BRANCHING = 1.0, 0.3  # busy and quiet seconds
@@ -361,5 +372,6 @@ def demo_plan(market: Market, seed: int = 7) -> tuple[Planted, ...]:
         live_ns,
         live_ns + round(DEMO_LIVE_S * NS_PER_S),
         min_separation_s=DEMO_SEPARATION_S,
+        kinds=DEMO_KINDS,
         seed=seed,
     )

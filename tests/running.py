@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from detector.planting import plan
 from detector.readers import write_parquet
-from detector.synthetic import Instrument, Market, gather, generate
+from detector.synthetic import DEMO_KINDS, Instrument, Market, gather, generate
 from detector.ticks import TickBatch
 
 START_NS = 1_750_000_000 * 10**9
@@ -46,9 +46,8 @@ def tape(tmp_path_factory: pytest.TempPathFactory) -> Tape:
         seed=3,
     )
     live_from = START_NS + TRAIN_S * 10**9
-    plants = plan(
-        market.symbols, 12, live_from, live_from + LIVE_S * 10**9, min_separation_s=20, seed=3
-    )
+    end = live_from + LIVE_S * 10**9
+    plants = plan(market.symbols, 12, live_from, end, min_separation_s=20, kinds=DEMO_KINDS, seed=3)
     ticks = gather(generate(market, START_NS, TRAIN_S + LIVE_S, plants))
     later = ticks.ts_event >= live_from
     train, live = ticks.taken(~later), ticks.taken(later)

@@ -1,4 +1,4 @@
-"""`tapewatch train | score | model`: parse, call, print. Heavy imports only inside the commands."""
+"""`tapewatch train | score | inject | model`: parse, call, print. Heavy imports only inside."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from detector.errors import RefusedError
 from training.demo.command import demo
+from training.halves import Half
 
 if TYPE_CHECKING:
     from detector.artifact import Artifact
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
     """Add the offline commands to the command line."""
     app.command()(train)
     app.command()(score)
+    app.command()(inject)
     app.command()(demo)
     app.add_typer(model_app, name="model")
 
@@ -168,6 +170,67 @@ def score(
     out.print(
         f"{done.rows:,} ticks, {done.ready:,} scored, {done.anomalies:,} anomalous, "
         f"{done.events.get('open', 0):,} episodes; {target}",
+        highlight=False,
+    )
+
+
+def inject(
+    ticks: Ticks,
+    target: Annotated[Path, typer.Option("--out", help="Parquet file of ticks to write.")],
+    labels: Annotated[Path, typer.Option(help="Parquet file of labels to write.")],
+    more: MoreTicks = None,
+    file_format: FileFormatOption = None,
+    symbol: Symbol = None,
+    since: Since = None,
+    until: Until = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="Kinds to plant, by comma; else all that a feed can show.")
+    ] = None,
+    per_hour: Annotated[
+        float, typer.Option(help="Anomalies per instrument and hour of trading.")
+    ] = 20.0,
+    half: Annotated[
+        Half, typer.Option(help="Half of the parameter ranges to draw from, or both.")
+    ] = Half.TEST,
+    separation_s: Annotated[
+        float, typer.Option("--separation", help="Least seconds between an instrument's anomalies.")
+    ] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Makes it repeatable.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Plant labelled anomalies in files of ticks, as consistent market events.
+
+    Example: tapewatch inject --ticks monday.dbn.zst --out planted.parquet --labels labels.parquet
+    """
+    from detector.scripts import AnomalyKind  # noqa: PLC0415
+    from training.anomalies import Policy, inject_files  # noqa: PLC0415
+
+    names = [kind.value for kind in AnomalyKind] if kinds is None else kinds.split(",")
+    if unknown := sorted(set(names) - {kind.value for kind in AnomalyKind}):
+        raise RefusedError(f"--kinds {', '.join(unknown)}: allowed are {', '.join(AnomalyKind)}")
+    if target.resolve() == labels.resolve():
+        raise RefusedError(f"--labels {labels}: is the file of --out; give another name")
+    try:
+        policy = Policy(per_hour, tuple(map(AnomalyKind, names)), half, separation_s, seed)
+    except ValueError as error:
+        raise RefusedError(f"--per-hour, --separation: {error}") from error
+    files = _files(ticks, more, file_format, None, symbol, since, until)
+    with _bars() as bars:
+        tasks = {step: bars.add_task(step, total=None) for step in ("look", "plant")}
+        done = inject_files(
+            files, target, labels, policy, lambda step, n: bars.advance(tasks[step], n)
+        )
+    if as_json:
+        _print_json({"out": str(target), "labels": str(labels), **asdict(done)})
+        return
+    table = Table("instrument", "kind", "planted", box=None)
+    for name, counts in done.by_symbol.items():
+        for kind, count in counts.items():
+            table.add_row(name, kind, str(count))
+    out.print(table, highlight=False)
+    out.print(
+        f"{done.anomalies:,} anomalies of {done.planted_ticks:,} ticks among {done.ticks_out:,}; "
+        f"{target}, {labels}",
         highlight=False,
     )
 

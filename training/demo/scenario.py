@@ -14,6 +14,7 @@ from typing import Final
 
 from detector.planting import Planted, plan
 from detector.synthetic import (
+    DEMO_KINDS,
     DEMO_LIVE_S,
     DEMO_PLANTS,
     DEMO_SEPARATION_S,
@@ -79,6 +80,7 @@ class Scenario:
             self.live_ns,
             self.live_ns + self.live_s * NS_PER_S,
             min_separation_s=DEMO_SEPARATION_S,
+            kinds=DEMO_KINDS,
             seed=self.seed,
         )
 
