@@ -77,7 +77,8 @@ def apply_thresholds(
     gap_ns
         A longer silence is no trading time.
     release_ns
-        An episode that lasts counts once more each time so much event time has passed.
+        An episode that lasts counts once more, and its time does not, each time so much event time
+        has passed.
     integers, floats
         `(slots, 3)` and `(slots, 2)` state, changed in place.
     threshold
@@ -119,7 +120,9 @@ def apply_thresholds(
                 if wait > 0 and (wait <= gap_ns or long):
                     spent += wait
                 hours = spent / NS_PER_HOUR
-                moved = level[MOVED] - up * per_hour * hours
+                moved = level[MOVED]
+                if not long:  # or a market that has changed would pay back all it was raised by
+                    moved -= up * per_hour * hours
                 left = min(most_at_once, level[GUARD] + refill * up * per_hour * hours)
                 if was_open:
                     rise = min(up, left)

@@ -46,8 +46,8 @@ REFILL: Final = 4.0
 many times the budgeted alarms: a storm of alarms is a storm, not what is ordinary now."""
 
 RELEASE_S: Final = 600.0
-"""An episode that lasts counts once more each time so much event time has passed: a market that
-has changed for good must not stay one episode for ever."""
+"""An episode that lasts counts once more, and its time does not, each time so much event time has
+passed: a market that has changed for good must not stay one episode for ever."""
 
 GAP_S: Final = 1800.0
 """A longer silence of an instrument is no trading time, as in the features."""

@@ -41,8 +41,6 @@ HIGHEST_SHARE: Final = 0.1
 """The level for a risk is reached by five times its share of ticks, more where that leaves fewer
 than `PEAKS`, and by a tenth of them at most."""
 
-_HALVINGS: Final = 40
-
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -162,21 +160,32 @@ class _Fit:
         return _extended(level, score[score > level], float(n), self.value, what)
 
     def _level(self, series: Sequence[Series], most: int) -> tuple[float, Float64]:
-        """Lowest level, nearly, with at most `most` episodes above it, and their peaks."""
-        ordered = np.sort(np.concatenate([np.empty(0), *(one.score for one in series)]))
-        low, high = len(ordered) // 2, len(ordered) - 1
-        found = np.empty(0)
-        for _ in range(_HALVINGS):
-            if low >= high:
-                break
-            middle = (low + high) // 2
-            found = self._peaks(series, float(ordered[middle]))
+        """Level with nearly `most` episodes above it, and their peaks.
+
+        From the top down: their number grows as the level falls, until episodes run together. Where
+        it never gets to `most`, the level with most of them is taken; none lies below the median.
+        """
+        ordered = np.sort(np.concatenate([np.empty(0), *(one.score for one in series)]))[::-1]
+        if not len(ordered):
+            return 0.0, ordered
+        level, best, reached = float(ordered[0]), np.empty(0), 0
+        rank = min(most, len(ordered))
+        while reached < rank:
+            found = self._peaks(series, float(ordered[rank - 1]))
             if len(found) > most:
-                low = middle + 1
+                break
+            if len(found) >= len(best):
+                level, best = float(ordered[rank - 1]), found
+            reached = rank
+            rank = max(rank, min(len(ordered) // 2, rank + max(1, rank // 4)))
+        while rank - reached > max(1, reached // 50):
+            middle = (reached + rank) // 2
+            found = self._peaks(series, float(ordered[middle - 1]))
+            if len(found) > most:
+                rank = middle
             else:
-                high = middle
-        level = float(ordered[high]) if len(ordered) else 0.0
-        return level, self._peaks(series, level)
+                level, best, reached = float(ordered[middle - 1]), found, middle
+        return level, best
 
     def _peaks(self, series: Sequence[Series], level: float) -> Float64:
         quiet = round(self.policy.quiet_s * NS_PER_S)
@@ -204,6 +213,8 @@ def _extended(level: float, peaks: Float64, size: float, asked: float, what: str
 
 
 def _series(score: Float64, ts: Int64, keys: Int64) -> dict[int, Series]:
+    if not len(keys):
+        return {}
     order = np.argsort(keys, kind="stable")
     found, starts = np.unique(keys[order], return_index=True)
     parts: Iterator[npt.NDArray[np.intp]] = iter(np.split(order, starts[1:]))
