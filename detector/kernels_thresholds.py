@@ -100,6 +100,8 @@ def apply_thresholds(
             level[MOVED] = 0.0
             level[GUARD] = most_at_once
         if np.isnan(score[i]):
+            if state[ALIVE] == CALM:
+                state[SINCE] = max(state[SINCE], now)  # unscored time expects no alarm
             threshold[i] = prior[row] * math.exp(level[MOVED])
             continue
         up = step[row]

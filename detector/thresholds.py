@@ -61,6 +61,10 @@ LARGEST_SLOPE: Final = 0.5
 scores do not tell how steep the tail will be on another day."""
 
 
+STATE_BYTES: Final = 8 * (k.INTEGERS + k.FLOATS)
+"""What an instrument takes in a `ThresholdBook`."""
+
+
 class TooFewScoresError(ValueError):
     """The quantile asked for cannot be estimated from so few held-out scores."""
 
@@ -281,11 +285,6 @@ class ThresholdBook:
         self._quiet_ns = round(quiet_s * NS_PER_S)
         self._integers = np.zeros((slots, k.INTEGERS), np.int64)
         self._floats = np.zeros((slots, k.FLOATS))
-
-    @property
-    def state_bytes_per_instrument(self) -> int:
-        """Bytes of state an instrument takes."""
-        return (self._integers.nbytes + self._floats.nbytes) // max(len(self._integers), 1)
 
     def apply(
         self,

@@ -40,6 +40,8 @@ class ThresholdOracle:
             mine["guard"] = math.log(MOST_RISE)
             self.known[slot] = mine
         if math.isnan(score):
+            if mine["alive"] is None:
+                mine["since"] = max(mine["since"], ts)
             return prior * math.exp(mine["moved"])
         step = float(peaks.step(self.thresholds.values)[row])
         ended = None

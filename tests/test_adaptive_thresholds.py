@@ -9,12 +9,13 @@ import pytest
 
 from detector import kernels_thresholds as k
 from detector.events import EpisodePolicy
+from detector.features import DEFAULT
 from detector.thresholds import (
     LARGEST_SLOPE,
     LEAST_SLOPE,
-    MOST_FACTOR,
     MOST_RISE,
     REFILL,
+    STATE_BYTES,
     Asked,
     ThresholdBook,
     Thresholds,
@@ -227,10 +228,21 @@ def test_night_is_no_trading_time() -> None:
     assert threshold[11] == threshold[10]
 
 
+def test_time_without_scores_expects_no_alarm() -> None:
+    """Half an hour of warm-up lowers no threshold, half an hour of scored ticks does."""
+    thresholds = fitted("budget", 6.0)
+    ts = START + np.arange(61, dtype=np.int64) * 60 * SECOND
+    threshold = run(thresholds, ts, np.where(np.arange(61) < 31, np.nan, 0.0))
+    assert (threshold[:31] == thresholds.values[1]).all()
+    assert threshold[60] < 0.7 * threshold[30]
+
+
 def test_state_is_forty_bytes_and_its_snapshot_ends_with_the_last_slot() -> None:
     """Windows, episode and threshold of an instrument stay within 4,096 bytes together."""
     book = ThresholdBook(fitted("budget", 6.0), 1_000, POLICY.close_ratio, POLICY.quiet_s)
-    assert book.state_bytes_per_instrument == 40
+    held = sum(a.nbytes for a in vars(book).values() if isinstance(a, np.ndarray) and a.ndim == 2)
+    assert held == 1_000 * STATE_BYTES
+    assert DEFAULT.bank().state_bytes_per_instrument + 4 + STATE_BYTES <= 4_096
     assert {len(array) for array in book.snapshot().values()} == {0}
     book.apply(
         np.array([3], np.int32), np.ones(1, np.int64), np.array([START]), np.ones(1, np.int32),
