@@ -34,6 +34,9 @@ ASKS: Final[Mapping[str, tuple[str, float]]] = {
     "risk 0.01": ("risk", 0.01),
     "quantile 0.99": ("quantile", 0.99),
 }
+LEAST_HOURS: Final = 0.5
+"""Trading time below which a day is none: files of one day end a few ticks after midnight."""
+
 MANY: Final = 100
 """Expected alarms from which on the factor is judged; below, the 95 % Poisson interval is."""
 
@@ -54,7 +57,8 @@ def measure(data: Path, folder: Path, bootstrap: str | None) -> dict[str, Any]: 
         for ask, (asked, value) in ASKS.items():
             trained, scores = _run(folder / f"{name}-{asked}-{value:g}", market, asked, value)
             rows += _judge(ask, asked, value, trained, scores)
-    return {"rows": rows}
+    order = list(ASKS)
+    return {"rows": sorted(rows, key=lambda row: order.index(row["ask"]))}
 
 
 def _markets(data: Path) -> dict[str, Market]:
@@ -113,6 +117,8 @@ def _judge(
         for number in np.unique(day[symbols == symbol]).tolist():
             mine = (symbols == symbol) & (day == number)
             hours = float(k.hours_of(ts[mine], round(GAP_S * NS_PER_S)))
+            if hours < LEAST_HOURS:
+                continue
             prior = float(frozen[symbol]["threshold"])
             ticks = float(np.count_nonzero(mine))
             expected = value * hours if asked == "budget" else value * ticks
