@@ -22,6 +22,7 @@ from detector.events import EpisodeBook, EpisodePolicy
 from detector.features import FeatureSpec
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
+from detector.thresholds import STATE_BYTES
 from detector.ticks import TickBatch, empty_ticks
 
 TARGET_BYTES: Final = 4096
@@ -33,27 +34,29 @@ _WITHIN_S: Final = 240.0
 def measure(work: Workload) -> list[Row]:
     """State an instrument, and a process for each number of instruments."""
     features = work.artifact.features
-    windows, episodes = state_bytes(features, DEFAULT_CAP)
-    total = windows + episodes
+    windows, episodes, thresholds = state_bytes(features, DEFAULT_CAP)
+    total = windows + episodes + thresholds
     row = Row(
         "memory",
-        "state an instrument: windows and episode",
-        f"{total:,} bytes ({windows:,} and {episodes:,})",
+        "state an instrument: windows, episode and threshold",
+        f"{total:,} bytes ({windows:,}, {episodes:,} and {thresholds:,})",
         "",
         None,
         f"≤ {TARGET_BYTES:,} bytes",
         total <= TARGET_BYTES,
-        {"feature_bytes": windows, "episode_bytes": episodes},
+        {"feature_bytes": windows, "episode_bytes": episodes, "threshold_bytes": thresholds},
     )
     return [row, *(_resident(work, n) for n in work.sizes.memory_instruments)]
 
 
-def state_bytes(features: FeatureSpec, instruments: int) -> tuple[int, int]:
-    """Bytes an instrument takes in a partition's feature bank, and in its episode book."""
+def state_bytes(features: FeatureSpec, instruments: int) -> tuple[int, int, int]:
+    """Bytes an instrument takes in a partition's feature bank, episode book and threshold book."""
     book = EpisodeBook(instruments, EpisodePolicy())
     arrays = (value for value in vars(book).values() if isinstance(value, np.ndarray))
     rows = sum(array.nbytes for array in arrays if len(array) == instruments)
-    return features.bank(instruments).state_bytes_per_instrument, rows // instruments
+    windows = features.bank(instruments).state_bytes_per_instrument
+    # The last is taken with thresholds that adapt only.
+    return windows, rows // instruments, STATE_BYTES
 
 
 def _resident(work: Workload, instruments: int) -> Row:

@@ -25,20 +25,21 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from detector.errors import RefusedError
 from detector.features import FeatureSpec
 from detector.model import Combination, Normaliser, TwoStageModel
 from detector.network import weight_shapes
 from detector.symbols import SymbolFileError, parse_symbols, write_symbols
-from detector.thresholds import Thresholds
+from detector.tails import LARGEST_SHAPE, LEAST_SHAPE
+from detector.thresholds import Peaks, Thresholds
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -53,6 +54,7 @@ MAX_FILE_BYTES: Final = 1 << 28
 MAX_FILES: Final = 32
 FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}\.(csv|json|png|safetensors)")
 REFERENCE_BINS: Final = 64
+PEAK_TABLES: Final = ("tail_level", "tail_shape", "tail_scale", "tail_rate", "ticks_per_hour")
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -99,13 +101,29 @@ class Architecture(_Section):
 
 
 class ThresholdSection(_Section):
-    """How the thresholds came about; their values are in the tables."""
+    """How the thresholds came about; their values are in the tables.
 
-    method: Literal["quantile"] = "quantile"
+    With method "pot" either `budget` (episodes an instrument-hour) or `risk` (share of ticks) is
+    what was asked for, and `adapt` says whether thresholds follow the alarms they cause.
+    """
+
+    method: Literal["quantile", "pot"] = "quantile"
     quantile: Annotated[float, Field(gt=0, lt=1)]
     pooled: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     calibration_rows: Count
     own: Count
+    budget: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    risk: Annotated[float, Field(gt=0, lt=1)] | None = None
+    adapt: bool = False
+
+    @model_validator(mode="after")
+    def _asked_for_one_thing(self) -> Self:
+        asked = (self.budget is not None) + (self.risk is not None)
+        if asked != (self.method == "pot"):
+            raise ValueError("method pot has a budget or a risk, method quantile neither")
+        if self.adapt and self.method != "pot":
+            raise ValueError("only thresholds of method pot adapt")
+        return self
 
 
 class Training(_Section):
@@ -150,9 +168,10 @@ class Artifact:
         Both autoencoders, names and shapes as in `network.weight_shapes`, float32.
     tables
         `keys` `(R-1,)` int64 ascending; `centre`, `scale` `(R, F)` float64; `threshold` `(R,)`
-        float64; `threshold_own` `(R,)` bool; `reference_edges` `(B+1,)` float64 and
-        `reference_counts` `(F, B)` int64: histograms of the clipped training z-scores. Row 0 of the
-        tables with R rows is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
+        float64; `threshold_own` `(R,)` bool; with method "pot" also `PEAK_TABLES`, `(R,)` float64
+        each, see `thresholds.Peaks`; `reference_edges` `(B+1,)` float64 and `reference_counts`
+        `(F, B)` int64: histograms of the clipped training z-scores. Row 0 of the tables with R rows
+        is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
     model_hash
         SHA-256 of the manifest file.
     symbols
@@ -191,10 +210,22 @@ class Artifact:
     @property
     def thresholds(self) -> Thresholds:
         """Decision thresholds, row-aligned with the normaliser."""
+        section = self.manifest.thresholds
+        peaks = None
+        if section.method == "pot":
+            budget, risk = section.budget, section.risk
+            peaks = Peaks(
+                "risk" if budget is None else "budget",
+                (risk or 0.0) if budget is None else budget,
+                section.adapt,
+                *(self.tables[name] for name in PEAK_TABLES),
+            )
         return Thresholds(
-            self.manifest.thresholds.quantile,
+            section.quantile,
             self.tables["threshold"],
             self.tables["threshold_own"],
+            section.method,
+            peaks,
         )
 
 
@@ -288,7 +319,7 @@ def read_artifact(folder: Path) -> Artifact:
     weights = _parse_tensors(folder / WEIGHTS, contents[WEIGHTS])
     tables = _parse_tensors(folder / TABLES, contents[TABLES])
     _check_weights(folder / WEIGHTS, weights, manifest.architecture)
-    _check_tables(folder / TABLES, tables, len(features.names))
+    _check_tables(folder / TABLES, tables, len(features.names), manifest.thresholds.method)
     if tables["threshold"][0] != manifest.thresholds.pooled:
         raise ArtifactError(
             f"{folder / TABLES}: pooled threshold is {tables['threshold'][0]}, {MANIFEST} says "
@@ -426,7 +457,10 @@ def _check_weights(path: Path, weights: Arrays, sizes: Architecture) -> None:
             raise ArtifactError(f"{path}: {name} must be positive everywhere; train again")
 
 
-def _check_tables(path: Path, tables: Arrays, features: int) -> None:
+def _check_tables(
+    path: Path, tables: Arrays, features: int, method: Literal["quantile", "pot"]
+) -> None:
+    peaks = PEAK_TABLES if method == "pot" else ()
     rows = len(tables["keys"]) + 1 if "keys" in tables and tables["keys"].ndim == 1 else 1
     _expect(
         path,
@@ -439,13 +473,23 @@ def _check_tables(path: Path, tables: Arrays, features: int) -> None:
             "threshold_own": ((rows,), "bool"),
             "reference_edges": ((REFERENCE_BINS + 1,), "float64"),
             "reference_counts": ((features, REFERENCE_BINS), "int64"),
+            **dict.fromkeys(peaks, ((rows,), "float64")),
         },
     )
     if not (np.diff(tables["keys"]) > 0).all():
         raise ArtifactError(f"{path}: keys must ascend without repeats; train again")
-    for name in ("scale", "threshold"):
-        if not (tables[name] > 0).all():
+    for name in ("scale", "threshold", *peaks):
+        if name != "tail_shape" and not (tables[name] > 0).all():
             raise ArtifactError(f"{path}: {name} must be positive everywhere; train again")
+    if (
+        peaks
+        and not (
+            (tables["tail_shape"] >= LEAST_SHAPE) & (tables["tail_shape"] <= LARGEST_SHAPE)
+        ).all()
+    ):
+        raise ArtifactError(
+            f"{path}: tail_shape must lie from {LEAST_SHAPE} to {LARGEST_SHAPE}; train again"
+        )
 
 
 def _json_bytes(value: object) -> bytes:

@@ -223,6 +223,16 @@ class EpisodesConfig(_Section):
         return EpisodePolicy(self.close_ratio, self.quiet_s, self.update_interval_s)
 
 
+class ThresholdsConfig(_Section):
+    """How the model's thresholds are applied."""
+
+    adapt: bool = Field(
+        default=True,
+        description="Thresholds follow the alarms they cause, if the model was trained for a "
+        "budget or a risk and says so; otherwise they stay as trained.",
+    )
+
+
 class CommitConfig(_Section):
     """When input offsets are committed."""
 
@@ -264,6 +274,7 @@ class Config(_Section):
     batch: BatchConfig = BatchConfig()
     features: FeaturesConfig = FeaturesConfig()
     episodes: EpisodesConfig = EpisodesConfig()
+    thresholds: ThresholdsConfig = ThresholdsConfig()
     commit: CommitConfig = CommitConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()

@@ -119,7 +119,7 @@ def _allowed(field: FieldInfo) -> str:
     choices = getattr(annotation, "__args__", ())
     if choices and all(isinstance(choice, str) for choice in choices):
         return ", ".join(f'`"{choice}"`' for choice in choices)
-    names = {int: "whole number", float: "number", str: "text", Path: "path"}
+    names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
     kind = names.get(annotation, "") if isinstance(annotation, type) else ""
     if not kind:
         shape = str(annotation)

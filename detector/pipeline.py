@@ -32,6 +32,7 @@ from detector.events import (
 from detector.features import FeatureBank, FeatureBlock, FeatureSpec
 from detector.scorer import Explanation, ScoreBlock, Scorer
 from detector.symbols import SymbolMap
+from detector.thresholds import ThresholdBook
 from detector.ticks import Batch, Quality, split_key
 
 
@@ -47,11 +48,14 @@ class PipelineSpec:
         Cap on tracked instruments per partition; the least recently seen is evicted.
     policy
         When episodes update and close.
+    adapt
+        Whether thresholds may follow the alarms they cause, where the model says that they do.
     """
 
     topic: str = "ticks"
     max_instruments: int = 10_000
     policy: EpisodePolicy = field(default_factory=EpisodePolicy)
+    adapt: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +103,7 @@ class Outcome:
     events
         In order of their partition's ticks.
     blocks, scores
-        Features and scores of each partition's batch, row by row.
+        Features and scores of each partition's batch, row by row, with the threshold applied.
     dropped
         Ticks that changed nothing, by reason.
     flagged
@@ -141,6 +145,8 @@ class Pipeline:
         self.symbols = symbols or SymbolMap()
         self._banks: dict[int, FeatureBank] = {}
         self._books: dict[int, EpisodeBook] = {}
+        self._adapt = self._spec.adapt and scorer.thresholds.adaptive
+        self._thresholds: dict[int, ThresholdBook] = {}
 
     def process(self, batch: Batch) -> Outcome:
         """Features, score, decide: the whole way of one batch of one partition."""
@@ -153,7 +159,7 @@ class Pipeline:
     def finish(self, prepared: Sequence[Prepared]) -> Outcome:
         """Score prepared batches together and decide, partition by partition."""
         blocks = tuple(p.block for p in prepared)
-        scores = self._score(blocks)
+        scores = tuple(map(self._apply, prepared, self._score(blocks)))
         decisions = [
             self._decide(p, block_scores) for p, block_scores in zip(prepared, scores, strict=True)
         ]
@@ -165,6 +171,7 @@ class Pipeline:
         """Forget a partition that now belongs to another process."""
         self._banks.pop(partition, None)
         self._books.pop(partition, None)
+        self._thresholds.pop(partition, None)
 
     def tracked_instruments(self) -> dict[int, int]:
         """Instruments tracked now, by partition."""
@@ -201,6 +208,24 @@ class Pipeline:
         ends = np.cumsum([len(block.keys) for block in blocks]).tolist()
         starts = [0, *ends[:-1]]
         return tuple(joined.rows_between(a, b) for a, b in zip(starts, ends, strict=True))
+
+    def _apply(self, part: Prepared, scores: ScoreBlock) -> ScoreBlock:
+        """Replace the frozen thresholds by those that the partition's own alarms led to."""
+        if not self._adapt:
+            return scores
+        partition, block = part.batch.partition, part.block
+        if partition not in self._thresholds:
+            policy = self._spec.policy
+            self._thresholds[partition] = ThresholdBook(
+                self._scorer.thresholds,
+                self._spec.max_instruments,
+                policy.close_ratio,
+                policy.quiet_s,
+            )
+        applied = self._thresholds[partition].apply(
+            block.slots, block.keys, block.ts, scores.rows, scores.score
+        )
+        return replace(scores, threshold=applied)
 
     def _decide(self, part: Prepared, scores: ScoreBlock) -> _Decision:
         """Advance a partition's episodes by its batch."""

@@ -38,7 +38,8 @@ class ScoreBlock:
     score
         `(n,)` float64: both errors combined as the model says.
     threshold
-        `(n,)` float64: a row is anomalous where its score reaches it.
+        `(n,)` float64: a row is anomalous where its score reaches it. From the scorer, the frozen
+        one; in an `Outcome`, the one applied.
     excess
         `(n,)` float64: mean over features of `log(1 + max(|z| - clip, 0))`, what clipping hid.
     rows
@@ -226,7 +227,7 @@ class Scorer:
 
     def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
         self._scorer = TwoStageScorer(artifact.model, device)
-        self._thresholds = artifact.thresholds
+        self.thresholds = artifact.thresholds
         self.version = artifact.version
         self.model_hash = artifact.model_hash
 
@@ -257,7 +258,7 @@ class Scorer:
             stage1=errors[0],
             stage2=errors[1],
             score=model.combination(errors[0], errors[1], excess),
-            threshold=self._thresholds.threshold_for(rows),
+            threshold=self.thresholds.threshold_for(rows),
             excess=excess,
             rows=rows,
             latent=latents,

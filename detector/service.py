@@ -205,6 +205,7 @@ class Service:
             topic=topics.ticks,
             max_instruments=config.features.max_instruments,
             policy=config.episodes.policy(),
+            adapt=config.thresholds.adapt,
         )
         return Daemon(
             Settings(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from detector.artifact import (
+    PEAK_TABLES,
     REFERENCE_BINS,
     Architecture,
     Artifact,
@@ -79,9 +80,15 @@ def part_of(block: FeatureBlock, rows: slice) -> FeatureBlock:
 
 
 def folder_contents(
-    spec: FeatureSpec = DEFAULT, seed: int = 0, threshold: float = 4.0
+    spec: FeatureSpec = DEFAULT,
+    seed: int = 0,
+    threshold: float = 4.0,
+    budget: float | None = None,
 ) -> dict[str, Any]:
-    """Return what `write_artifact` takes beside the folder, for a random model."""
+    """Return what `write_artifact` takes beside the folder, for a random model.
+
+    With a budget its thresholds follow the alarms they cause.
+    """
     model = random_model(len(spec.names), seed=seed)
     rows, features = model.normaliser.centre.shape
     thresholds = np.full(rows, threshold)
@@ -103,7 +110,13 @@ def folder_contents(
             excess_weight=model.combination.excess,
         ),
         thresholds=ThresholdSection(
-            quantile=0.999, pooled=threshold, calibration_rows=20_000, own=1
+            quantile=0.999,
+            pooled=threshold,
+            calibration_rows=20_000,
+            own=1,
+            method="quantile" if budget is None else "pot",
+            budget=budget,
+            adapt=budget is not None,
         ),
         training=Training(
             seed=seed,
@@ -126,6 +139,8 @@ def folder_contents(
         "reference_edges": np.linspace(-CLIP, CLIP, REFERENCE_BINS + 1),
         "reference_counts": np.ones((features, REFERENCE_BINS), np.int64),
     }
+    if budget is not None:
+        tables |= dict.fromkeys(PEAK_TABLES, np.full(rows, 0.4))
     return {
         "manifest": manifest,
         "weights": model.weights,

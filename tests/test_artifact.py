@@ -160,6 +160,17 @@ def test_manifest_that_is_no_manifest_is_refused(folder: Path, data: bytes) -> N
         (lambda m: m["architecture"].update(features=3), r"architecture\.features is 3"),
         (lambda m: m["architecture"].update(hidden=13), r"weights\.safetensors: .* expected"),
         (lambda m: m["thresholds"].update(pooled=4.5), "pooled threshold is 4.0"),
+        (lambda m: m["thresholds"].update(method="pickle"), r"thresholds\.method"),
+        (lambda m: m["thresholds"].update(budget=6.0), "method quantile neither"),
+        (lambda m: m["thresholds"].update(method="pot"), "method pot has a budget or a risk"),
+        (
+            lambda m: m["thresholds"].update(method="pot", budget=6.0, risk=0.1),
+            "method pot has a budget or a risk",
+        ),
+        (lambda m: m["thresholds"].update(adapt=True), "only thresholds of method pot adapt"),
+        (lambda m: m["thresholds"].update(method="pot", budget=-1.0), r"thresholds\.budget"),
+        (lambda m: m["thresholds"].update(method="pot", risk=1.0), r"thresholds\.risk"),
+        (lambda m: m["thresholds"].update(method="pot", risk=0.1), "missing or not expected: tail"),
         (lambda m: m["features"]["spec"].update(warmup=-1), r"features\.spec"),
     ],
 )
@@ -192,6 +203,44 @@ def test_arrays_must_be_what_the_manifest_announces(folder: Path) -> None:
     for name, (array, message) in bad.items():
         original = (folder / "tables.safetensors").read_bytes()
         edit_tables(folder, **{name: array})
+        with pytest.raises(ArtifactError, match=message):
+            read_artifact(folder)
+        replace_file(folder, "tables.safetensors", original)
+    read_artifact(folder)
+
+
+def test_manifest_of_an_earlier_version_has_quantile_thresholds(folder: Path) -> None:
+    """A manifest that says nothing of budget, risk and adaptation is read as it was meant."""
+
+    def forget(manifest: dict[str, Any]) -> None:
+        for name in ("budget", "risk", "adapt"):
+            manifest["thresholds"].pop(name)
+
+    edit_manifest(folder, forget)
+    thresholds = read_artifact(folder).thresholds
+    assert (thresholds.method, thresholds.peaks, thresholds.adaptive) == ("quantile", None, False)
+
+
+def test_tails_are_read_back_and_checked(tmp_path: Path) -> None:
+    """A model for a budget carries its tails; wrong ones are refused by name."""
+    folder = tmp_path / "budget"
+    random_artifact(folder, budget=6.0)
+    read = read_artifact(folder).thresholds
+    assert read.peaks is not None
+    assert (read.method, read.peaks.asked, read.peaks.value, read.adaptive) == (
+        ("pot", "budget", 6.0, True)
+    )
+    np.testing.assert_array_equal(read.peaks.scale, np.full(len(read.values), 0.4), strict=True)
+    good = read_artifact(folder).tables
+    bad: dict[str, tuple[np.ndarray, str]] = {
+        "tail_scale": (good["tail_scale"] * 0, "tail_scale must be positive"),
+        "tail_rate": (good["tail_rate"] * np.nan, "tail_rate holds NaN"),
+        "tail_shape": (good["tail_shape"] + 1, "tail_shape must lie from"),
+        "ticks_per_hour": (good["ticks_per_hour"][1:], "ticks_per_hour is float64"),
+    }
+    original = (folder / "tables.safetensors").read_bytes()
+    for name, (array, message) in bad.items():
+        edit_tables(folder, **{name: array.copy()})
         with pytest.raises(ArtifactError, match=message):
             read_artifact(folder)
         replace_file(folder, "tables.safetensors", original)

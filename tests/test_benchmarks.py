@@ -213,9 +213,10 @@ def test_tapewatch_bench_measures_a_model(work: Workload) -> None:
 
 def test_memory_counts_windows_and_episode(work: Workload) -> None:
     """State an instrument is what bank and book reserve; the process tracks as many as asked."""
-    windows, episodes = memory.state_bytes(DEFAULT, 1000)
+    windows, episodes, thresholds = memory.state_bytes(DEFAULT, 1000)
     assert windows == DEFAULT.bank(1000).state_bytes_per_instrument
     assert episodes == 4  # the place of its open episode, if it has one
+    assert windows + episodes + thresholds <= memory.TARGET_BYTES
     rows = memory.measure(work)
     assert [row.facts.get("instruments") for row in rows] == [None, 3]
     assert rows[1].facts["resident_bytes"] > 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -11,15 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from detector.errors import RefusedError
-from detector.events import event_schema
+from detector.events import EpisodePolicy, event_schema
 from detector.features import DEFAULT
 from detector.offline import Files, score_files
-from detector.pipeline import Pipeline
+from detector.pipeline import Pipeline, PipelineSpec
 from detector.readers import write_parquet
 from detector.scorer import Scorer
 from detector.ticks import TickBatch
 from tests.models import random_artifact
 from tests.streams import START, market
+
+# The scores of random weights hardly vary: with these episodes end all the same.
+CLOSING = PipelineSpec(policy=EpisodePolicy(close_ratio=1.0, quiet_s=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,70 @@ def test_events_are_those_of_the_pipeline(ticks: tuple[Path, TickBatch], tmp_pat
     for event in found:
         jsonschema.validate(event, event_schema())
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == len(batch)
+
+
+def test_thresholds_that_adapt_are_those_of_the_pipeline_in_any_batches(
+    ticks: tuple[Path, TickBatch], tmp_path: Path
+) -> None:
+    """Offline thresholds, decisions and events equal those of micro-batches prepared ahead.
+
+    The thresholds move, the Parquet file holds the ones applied, and every event carries its own.
+    """
+    path, batch = ticks
+    artifact = random_artifact(tmp_path / "model", threshold=10.5, budget=200.0)
+    out, lines = tmp_path / "scores.parquet", tmp_path / "events.jsonl"
+    done = score_files(artifact, Files((path,)), out, pipeline_spec=CLOSING, events=lines)
+    pipeline = Pipeline(artifact.features, Scorer(artifact), CLOSING)
+    want: list[dict[str, Any]] = []
+    applied: list[np.ndarray] = []
+    prepared = [pipeline.prepare(batch[a : a + 700]) for a in range(0, len(batch), 700)]
+    for part in prepared:
+        outcome = pipeline.finish([part])
+        want += [event.to_dict(0) for event in outcome.events]
+        applied.append(outcome.scores[0].threshold)
+    assert [json.loads(line) for line in lines.read_bytes().splitlines()] == want
+    table = pq.read_table(out)
+    threshold = table["threshold"].to_numpy()
+    np.testing.assert_array_equal(threshold, np.concatenate(applied))
+    ready = table["ready"].to_numpy()
+    assert len(np.unique(threshold[ready])) > 100
+    score = table["score"].to_numpy(zero_copy_only=False)
+    np.testing.assert_array_equal(table["anomaly"].to_numpy(), score >= threshold)
+    assert done.anomalies == np.count_nonzero(score >= threshold)
+    opened = [event for event in want if event["phase"] == "open"]
+    assert opened
+    for event in opened:
+        assert event["threshold"] == threshold[event["source"]["offset"]] <= event["score"]
+
+
+def test_adaptation_can_be_switched_off(ticks: tuple[Path, TickBatch], tmp_path: Path) -> None:
+    """With `adapt` off a model's thresholds stay as trained, like those of a quantile model."""
+    _, batch = ticks
+    adaptive = random_artifact(tmp_path / "adaptive", threshold=10.5, budget=200.0)
+    quantile = random_artifact(tmp_path / "quantile", threshold=10.5)
+    frozen = Pipeline(adaptive.features, Scorer(adaptive), replace(CLOSING, adapt=False))
+    off = frozen.process(batch)
+    plain = Pipeline(quantile.features, Scorer(quantile)).process(batch)
+    moved = Pipeline(adaptive.features, Scorer(adaptive), CLOSING).process(batch)
+    np.testing.assert_array_equal(off.scores[0].threshold, plain.scores[0].threshold)
+    assert set(plain.scores[0].threshold.tolist()) == {10.5}
+    assert len(set(moved.scores[0].threshold.tolist())) > 100
+
+
+def test_a_released_partition_begins_at_the_prior(
+    ticks: tuple[Path, TickBatch], tmp_path: Path
+) -> None:
+    """What thresholds learned goes with the partition, and partitions do not share it."""
+    _, batch = ticks
+    artifact = random_artifact(tmp_path / "model", threshold=10.5, budget=200.0)
+    pipeline = Pipeline(artifact.features, Scorer(artifact), CLOSING)
+    first = pipeline.process(batch).scores[0].threshold
+    other = pipeline.process(replace(batch, partition=5)).scores[0].threshold
+    pipeline.release(0)
+    again = pipeline.process(batch).scores[0].threshold
+    assert len(np.unique(first)) > 100
+    np.testing.assert_array_equal(other, first)
+    np.testing.assert_array_equal(again, first)
 
 
 def test_events_into_no_folder_are_refused(ticks: tuple[Path, TickBatch], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -438,6 +439,32 @@ class TestCommands:
         assert table.column("symbol").null_count == 0
         assert "architecture latent" in self.call("model", "show", tmp_path / "m")
 
+    @pytest.mark.parametrize(("option", "value"), [("--budget", 60.0), ("--risk", 0.01)])
+    def test_budget_or_risk_reaches_manifest_and_scores(
+        self, ticks: TickBatch, tmp_path: Path, option: str, value: float
+    ) -> None:
+        """What was asked is in the manifest, and scoring applies thresholds that move."""
+        slow = ticks.ticks.copy()  # an hour and a half at a 45th of the pace: time for a budget
+        for name in ("ts_event", "ts_recv"):
+            slow[name] = START + (slow[name].astype(np.int64) - START) * 45
+        file = tmp_path / "slow.parquet"
+        write_parquet(file, [replace(ticks, ticks=slow)])
+        trained = json.loads(
+            self.call("train", "--ticks", file, "--out", tmp_path / "m", "--gap", 1,
+                      option, value, "--epochs", 1, "--json")
+        )  # fmt: skip
+        section = trained["manifest"]["thresholds"]
+        assert (section["method"], section[option[2:]], section["adapt"]) == ("pot", value, True)
+        told = trained["summary"]["thresholds"]
+        assert told["asked"] == {option[2:]: value}
+        assert told["pooled_tail"]["tail_level"] < told["pooled"]
+        assert trained["summary"]["test"]["instrument_hours"] > 0
+        assert read_artifact(tmp_path / "m").thresholds.adaptive
+        out = tmp_path / "scores.parquet"
+        self.call("score", "--ticks", file, "--model", tmp_path / "m", "--out", out)
+        assert len(np.unique(pq.read_table(out)["threshold"].to_numpy())) > 100
+        assert option[2:] in self.call("model", "show", tmp_path / "m")
+
     def test_several_files_may_follow_one_option(self, file: Path, model: Path) -> None:
         """`--ticks A B` reads both files, as a shell's wildcard gives them."""
         copy = file.with_name("more.parquet")
@@ -463,6 +490,13 @@ class TestCommands:
         ("arguments", "message"),
         [
             (["train", "--ticks", "{f}", "--out", "{d}", "--quantile", "1"], "--quantile is 1.0"),
+            (["train", "--ticks", "{f}", "--out", "{d}", "--risk", "nan"], "--risk is nan"),
+            (["train", "--ticks", "{f}", "--out", "{d}", "--budget", "0"], "--budget is 0.0"),
+            (["train", "--ticks", "{f}", "--out", "{d}", "--budget", "inf"], "--budget is inf"),
+            (
+                ["train", "--ticks", "{f}", "--out", "{d}", "--budget", "1", "--risk", ".1"],
+                "--budget and --risk: give one of them",
+            ),
             (["train", "--ticks", "{f}", "--out", "{d}", "--train-fraction", "2"], "train is 2.0"),
             (["train", "--ticks", "{d}/no", "--out", "{d}/m"], "no: no such file"),
             (["train", "--ticks", "{f}", "--out", "{d}/m", "--from", "noon"], "--from noon"),

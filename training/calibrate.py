@@ -8,24 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from detector import kernels_thresholds as k
 from detector.artifact import REFERENCE_BINS
+from detector.events import EpisodePolicy
 from detector.model import TwoStageModel
 from detector.scorer import TwoStageScorer
 from detector.thresholds import (
+    GAP_S,
     OWN_TAIL,
+    ThresholdBook,
     Thresholds,
     TooFewScoresError,
     quantile_thresholds,
     required_scores,
 )
+from detector.ticks import NS_PER_S
 from training.datasets import Rows
+from training.peaks import peak_thresholds
 
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Errors and scores of some rows: 28 bytes a row, the only thing that grows in memory.
+    """Errors and scores of some rows: 44 bytes a row, the only thing that grows in memory.
 
     Parameters
     ----------
@@ -33,12 +39,38 @@ class Scored:
         `(n,)` float64.
     rows
         `(n,)` int32 rows in the normaliser's tables.
+    keys, ts
+        `(n,)` int64 instrument keys and event times.
     """
 
     stage1: Float64
     stage2: Float64
     score: Float64
     rows: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.int64]
+    ts: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the thresholds have to hold: one of the three, in this order of precedence.
+
+    Parameters
+    ----------
+    budget
+        Episodes an instrument may open in an hour of its trading time.
+    risk
+        Share of ordinary ticks at or above the threshold, by the tail fitted to the highest.
+    quantile
+        Share of ordinary ticks below the threshold, by the scores as they are.
+    adapt
+        Whether thresholds for a budget or a risk follow the alarms they cause.
+    """
+
+    budget: float | None = None
+    risk: float | None = None
+    quantile: float = 0.999
+    adapt: bool = True
 
 
 def score_rows(model: TwoStageModel, rows: Rows) -> Scored:
@@ -46,17 +78,19 @@ def score_rows(model: TwoStageModel, rows: Rows) -> Scored:
     scorer = TwoStageScorer(model)
     n, done = len(rows), 0
     errors, excess, table_rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
+    instruments = np.empty(n, np.int64)
     for values, keys in rows.chunks():
         part = slice(done, done + len(keys))
         errors[:, part], excess[part], table_rows[part] = scorer.errors(
             values, keys, np.ones(len(keys), np.bool_)
         )
+        instruments[part] = keys
         done = part.stop
     score = model.combination(errors[0], errors[1], excess)
-    return Scored(errors[0], errors[1], score, table_rows)
+    return Scored(errors[0], errors[1], score, table_rows, instruments, rows.times())
 
 
-def calibrate(model: TwoStageModel, held_out: Scored, quantile: float) -> Thresholds:
+def calibrate(model: TwoStageModel, held_out: Scored, ask: Ask) -> Thresholds:
     """Thresholds of every instrument from held-out scores.
 
     Raises
@@ -64,9 +98,19 @@ def calibrate(model: TwoStageModel, held_out: Scored, quantile: float) -> Thresh
     TooFewScoresError
         Says how many ready rows there are, how many are needed, and what to do.
     """
+    table_rows = len(model.normaliser.centre)
     try:
-        return quantile_thresholds(
-            held_out.score, held_out.rows, len(model.normaliser.centre), quantile
+        if ask.budget is None and ask.risk is None:
+            return quantile_thresholds(held_out.score, held_out.rows, table_rows, ask.quantile)
+        return peak_thresholds(
+            held_out.score,
+            held_out.rows,
+            held_out.ts,
+            held_out.keys,
+            table_rows,
+            "risk" if ask.budget is None else "budget",
+            (ask.risk or 0.0) if ask.budget is None else ask.budget,
+            adapt=ask.adapt,
         )
     except TooFewScoresError as error:
         raise TooFewScoresError(f"calibration part: {error}") from error
@@ -77,31 +121,82 @@ def threshold_report(
 ) -> dict[str, object]:
     """Say which instrument has a threshold of its own, and from how many rows, as JSON types."""
     counts = np.bincount(held_out.rows, minlength=len(thresholds.values)).tolist()
+    peaks = thresholds.peaks
+    step = None if peaks is None else peaks.step(thresholds.values)
+    keys = model.normaliser.keys.tolist()
+
+    def tail(row: int) -> dict[str, float]:
+        if peaks is None or step is None:
+            return {}
+        return {
+            "tail_level": float(peaks.level[row]),
+            "tail_shape": float(peaks.shape[row]),
+            "tail_scale": float(peaks.scale[row]),
+            "tail_rate": float(peaks.rate[row]),
+            "ticks_per_hour": float(peaks.ticks_per_hour[row]),
+            "step": float(step[row]),
+        }
+
     return {
+        "method": thresholds.method,
         "quantile": thresholds.quantile,
+        "asked": None if peaks is None else {peaks.asked: peaks.value},
+        "adapt": thresholds.adaptive,
         "pooled": thresholds.pooled,
+        "pooled_tail": tail(0),
         "calibration_rows": len(held_out.score),
-        "rows_for_own": required_scores(thresholds.quantile, OWN_TAIL),
+        "rows_for_own": required_scores(thresholds.quantile, OWN_TAIL) if peaks is None else None,
         "instruments": {
             names.get(key, str(key)): {
                 "threshold": float(thresholds.values[row]),
                 "own": bool(thresholds.own[row]),
                 "calibration_rows": counts[row],
+                **tail(row),
             }
-            for row, key in enumerate(model.normaliser.keys.tolist(), start=1)
+            for row, key in enumerate(keys, start=1)
         },
     }
 
 
 def alarm_report(thresholds: Thresholds, scored: Scored) -> dict[str, object]:
-    """Share of rows at or above their threshold, and the scores' spread, as JSON types."""
+    """Share of rows at or above their threshold, and the scores' spread, as JSON types.
+
+    Thresholds that follow their alarms are applied as in the daemon: one instrument after the
+    other's ticks in order, from the prior on.
+    """
     if not len(scored.score):
         return {"rows": 0}
-    alarms = scored.score >= thresholds.threshold_for(scored.rows)
+    policy = EpisodePolicy()
+    found, slots = np.unique(scored.keys, return_inverse=True)
+    threshold = thresholds.threshold_for(scored.rows)
+    if thresholds.adaptive:
+        book = ThresholdBook(thresholds, len(found), policy.close_ratio, policy.quiet_s)
+        threshold = book.apply(
+            slots.astype(np.int32), scored.keys, scored.ts, scored.rows, scored.score
+        )
+    alarms = scored.score >= threshold
     levels = np.quantile(scored.score, (0.5, 0.99, 0.999))
+    hours, opened = 0.0, 0
+    for slot in range(len(found)):
+        mine = slots == slot
+        ts, relative = scored.ts[mine], scored.score[mine] / threshold[mine]
+        hours += float(k.hours_of(ts, round(GAP_S * NS_PER_S)))
+        # Relative to the threshold applied, an alarm is a score of 1.
+        opened += int(
+            k.episodes_above(
+                ts,
+                relative,
+                1.0,
+                policy.close_ratio,
+                round(policy.quiet_s * NS_PER_S),
+                np.empty(len(ts)),
+            )
+        )
     return {
         "rows": len(scored.score),
         "alarm_share": float(alarms.mean()),
+        "episodes": opened,
+        "instrument_hours": hours,
         "score_p50": float(levels[0]),
         "score_p99": float(levels[1]),
         "score_p999": float(levels[2]),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from training.halves import Half
 if TYPE_CHECKING:
     from detector.artifact import Artifact
     from detector.offline import Files
+
+MOST_BUDGET: Final = 1e6
+"""Alarms an instrument-hour; also where NaN and infinity end."""
 
 out = Console()
 err = Console(stderr=True)
@@ -76,8 +79,23 @@ def train(
         float, typer.Option("--gap", min=0, help="Seconds left out after each boundary.")
     ] = 60.0,
     quantile: Annotated[
-        float, typer.Option(help="Share of ordinary ticks that stay below the threshold.")
-    ] = 0.999,
+        float | None,
+        typer.Option(
+            help="Share of ordinary ticks that stay below the threshold.", show_default="0.999"
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Instead: alarms (episodes) an instrument and hour that may be false."),
+    ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(help="Instead: share of ordinary ticks that may reach the threshold."),
+    ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option(help="Thresholds for a budget or a risk follow the alarms they cause."),
+    ] = True,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data, at most.")
     ] = None,
@@ -98,8 +116,7 @@ def train(
     from training.train import train as run  # noqa: PLC0415
 
     files = _files(ticks, more, file_format, columns, symbol, since, until)
-    if not 0 < quantile < 1:
-        raise RefusedError(f"--quantile is {quantile}; it must lie between 0 and 1, both exclusive")
+    _check_asked(quantile, budget, risk)
     try:
         split = Split(
             train_fraction,
@@ -109,7 +126,16 @@ def train(
         )
     except ValueError as error:
         raise RefusedError(f"--train-fraction, --calibration-fraction: {error}") from error
-    options = Options(split=split, quantile=quantile, seed=seed, epochs=epochs, version=version)
+    options = Options(
+        split=split,
+        quantile=Options().quantile if quantile is None else quantile,
+        budget=budget,
+        risk=risk,
+        adapt=adapt,
+        seed=seed,
+        epochs=epochs,
+        version=version,
+    )
     spec = files.spec()
     with _bars() as bars:
         artifact = run(
@@ -295,6 +321,22 @@ def model_verify(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _check_asked(quantile: float | None, budget: float | None, risk: float | None) -> None:
+    """Refuse more than one thing asked of the thresholds, and what cannot be."""
+    asked = {"--quantile": quantile, "--budget": budget, "--risk": risk}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) > 1:
+        raise RefusedError(f"{' and '.join(given)}: give one of them")
+    for name, value in given.items():
+        if name == "--budget":
+            if not 0 < value <= MOST_BUDGET:
+                raise RefusedError(
+                    f"--budget is {value}; it must be positive and at most {MOST_BUDGET:g} an hour"
+                )
+        elif not 0 < value < 1:
+            raise RefusedError(f"{name} is {value}; it must lie between 0 and 1, both exclusive")
 
 
 class _TrainingBars:

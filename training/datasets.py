@@ -56,11 +56,14 @@ class Rows:
         `(n,)` int64 instrument keys.
     spans
         Start (inclusive) and stop (exclusive) of each span.
+    ts
+        `(n,)` int64 event times, where they are known.
     """
 
     values: npt.NDArray[np.floating[Any]]
     keys: Int64
     spans: tuple[tuple[int, int], ...]
+    ts: Int64 | None = None
 
     def __len__(self) -> int:
         return sum(stop - start for start, stop in self.spans)
@@ -79,6 +82,12 @@ class Rows:
         """Values and keys, span by span, in memory."""
         for start, stop in self.spans:
             yield np.ascontiguousarray(self.values[start:stop]), np.array(self.keys[start:stop])
+
+    def times(self) -> Int64:
+        """Event times of the rows, in memory; zeros where they are not known."""
+        if self.ts is None:
+            return np.zeros(len(self), np.int64)
+        return np.concatenate([np.empty(0, np.int64), *(self.ts[a:b] for a, b in self.spans)])
 
     def normalised(self, normaliser: Normaliser) -> Iterator[Float32]:
         """Clipped z-scores, span by span."""
@@ -310,7 +319,7 @@ class RowStore:
             edges = np.flatnonzero(np.diff(inside)) + start
             for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
                 spans.extend(_cut(a, b))
-        return Rows(self.values, self.keys, tuple(spans))
+        return Rows(self.values, self.keys, tuple(spans), self.ts)
 
 
 class _Times:

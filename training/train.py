@@ -19,6 +19,7 @@ import numpy as np
 
 from detector import __version__
 from detector.artifact import (
+    PEAK_TABLES,
     Architecture,
     Artifact,
     Features,
@@ -37,6 +38,7 @@ from detector.thresholds import Thresholds, TooFewScoresError
 from detector.ticks import NS_PER_S, Batch
 from training.autoencoder import TwoStageDetector
 from training.calibrate import (
+    Ask,
     alarm_report,
     calibrate,
     reference_histograms,
@@ -87,6 +89,10 @@ class Options:
         Training, calibration and test parts of event time.
     quantile
         Share of ordinary ticks that must stay below the threshold.
+    budget, risk
+        Episodes an instrument-hour, or share of ticks, to hold instead, by peaks over threshold.
+    adapt
+        Whether thresholds for a budget or a risk follow the alarms they cause.
     seed
         Of weights and order of rows.
     epochs
@@ -101,6 +107,9 @@ class Options:
 
     split: Split = field(default_factory=Split)
     quantile: float = 0.999
+    budget: float | None = None
+    risk: float | None = None
+    adapt: bool = True
     seed: int = 0
     epochs: int | None = None
     own_rows: int = 1_000
@@ -174,7 +183,8 @@ def train(
             )
             progress.step("thresholds")
             held_out = score_rows(fitted.model, parts.calibration)
-            thresholds = calibrate(fitted.model, held_out, options.quantile)
+            ask = Ask(options.budget, options.risk, options.quantile, options.adapt)
+            thresholds = calibrate(fitted.model, held_out, ask)
         except (TooFewRowsError, TooFewScoresError) as error:
             raise RefusedError(str(error)) from error
         tested = score_rows(fitted.model, parts.test)
@@ -265,7 +275,16 @@ def _tables(model: TwoStageModel, thresholds: Thresholds, rows: Rows) -> dict[st
         "threshold_own": thresholds.own,
         "reference_edges": edges,
         "reference_counts": counts,
+        **_peak_tables(thresholds),
     }
+
+
+def _peak_tables(thresholds: Thresholds) -> dict[str, Any]:
+    peaks = thresholds.peaks
+    if peaks is None:
+        return {}
+    arrays = (peaks.level, peaks.shape, peaks.scale, peaks.rate, peaks.ticks_per_hour)
+    return dict(zip(PEAK_TABLES, arrays, strict=True))
 
 
 def _manifest(
@@ -299,6 +318,10 @@ def _manifest(
             pooled=thresholds.pooled,
             calibration_rows=len(parts.calibration),
             own=int(np.count_nonzero(thresholds.own[1:])),
+            method=thresholds.method,
+            budget=options.budget,
+            risk=options.risk if options.budget is None else None,
+            adapt=thresholds.adaptive,
         ),
         training=Training(
             seed=options.seed,

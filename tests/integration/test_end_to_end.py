@@ -157,6 +157,37 @@ def test_replayed_file_leads_to_the_offline_events(
     assert daemon.terminate() == 0, daemon.log
 
 
+def test_thresholds_that_adapt_lead_to_the_offline_events(
+    kafka_bootstrap: str,
+    topic_factory: TopicFactory,
+    tape: Tape,
+    start_daemon: StartDaemon,
+    tmp_path: Path,
+) -> None:
+    """With a model for a risk, thresholds move in the daemon as they do offline, to the bit."""
+    done = tapewatch(
+        *("train", "--ticks", tape.train, "--out", tmp_path / "model"),
+        *("--epochs", "1", "--risk", "0.002", "--seed", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    desk = Desk(kafka_bootstrap, topic_factory, tmp_path / "model")
+    daemon = start_daemon(desk.config()).wait_ready()
+    done = tapewatch(
+        *("replay", "--ticks", tape.live, "--topic", desk.ticks, "--bootstrap", desk.bootstrap),
+        *("--speed", "max", "--batch-ticks", "8", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    wait_until(desk.caught_up, daemon)
+    sent = json.loads(done.stdout)["messages"]
+    messages = read_topic(desk.bootstrap, desk.ticks, lambda read: len(read) >= sent)
+    want = expected_events(desk, tape, messages)
+    assert_same_events(published_events(desk, len(want)), want)
+    opened = [event for event in want.values() if event["phase"] == "open"]
+    trained = set(read_artifact(desk.model).thresholds.values.tolist())
+    assert sum(event["threshold"] not in trained for event in opened) >= 6
+    assert daemon.terminate() == 0, daemon.log
+
+
 def test_poison_among_good_messages(desk: Desk, tape: Tape, start_daemon: StartDaemon) -> None:
     """Every bad message is dead-lettered byte for byte once; every good tick is scored as ever."""
     rng = random.Random(5)  # noqa: S311
