@@ -135,11 +135,15 @@ def run(config: ConfigPath = None) -> None:
 
 @config_app.command("check")
 def config_check(config: ConfigPath = None) -> None:
-    """Validate the configuration without starting anything.
+    """Validate the configuration, librdkafka's properties too, without waiting for a broker.
 
     Example: tapewatch config check --config tapewatch.toml
     """
-    load_config(config)
+    from detector.kafka import check_properties  # noqa: PLC0415
+    from detector.service import connection_of  # noqa: PLC0415
+
+    settings = load_config(config)
+    check_properties(connection_of(settings), settings.kafka.group_id)
     out.print("the configuration is valid")
 
 
@@ -155,10 +159,10 @@ def config_show(config: ConfigPath = None, as_json: AsJson = False) -> None:
         return
     for section, keys in values.items():
         if not isinstance(keys, dict):
-            out.print(f"{section} = {_toml(keys)}", highlight=False, markup=False)
+            out.print(f"{section} = {_toml(keys)}", highlight=False, markup=False, soft_wrap=True)
     for section, keys in values.items():
         if isinstance(keys, dict):
-            out.print(f"\n[{section}]", highlight=False, markup=False)
+            out.print(f"\n[{section}]", highlight=False, markup=False, soft_wrap=True)
             _print_section(keys)
 
 
@@ -246,7 +250,7 @@ def events(
             sys.stdout.write(value.decode("utf-8", "replace") + "\n")
             sys.stdout.flush()
         else:
-            out.print(line_of(value))
+            out.print(line_of(value), soft_wrap=True)
         seen += 1
         if limit and seen >= limit:
             return
@@ -258,8 +262,12 @@ def events(
 @app.command()
 def replay(
     ticks: Annotated[
-        list[Path], typer.Option("--ticks", help="Tick file; repeat the option for several.")
+        list[Path],
+        typer.Option("--ticks", help="Tick files; more may follow, or repeat the option."),
     ],
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", show_default=False)
+    ] = None,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
     topic: Annotated[str | None, typer.Option(help="Topic; else from --config.")] = None,
@@ -294,7 +302,7 @@ def replay(
 
     settings = _with_bootstrap(load_config(config), bootstrap)
     request = ReplayRequest(
-        files=tuple(ticks),
+        files=(*ticks, *(more or ())),
         topic=topic or settings.topics.ticks,
         speed=speed,
         batch_ticks=batch_ticks,

@@ -244,7 +244,7 @@ class CommitConfig(_Section):
 class HttpConfig(_Section):
     """The port of /metrics, /healthz and /readyz."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=9108, ge=0, le=65_535, description="Port; 0 takes a free one.")
 
 

@@ -42,8 +42,9 @@ from detector.wire import Decoder
 
 _log = structlog.get_logger("tapewatch")
 
-DRAIN_S: Final = 5.0
-"""Time that a revocation or a shutdown may spend on finishing what is under way."""
+DRAIN_S: Final = 4.0
+"""Time that a revocation or a shutdown may spend on finishing what is under way. A shutdown also
+waits for the decision thread, the last commit and the producer: 4 + 1 + 2 + 1 of its 10 seconds."""
 _QUEUED_BATCHES: Final = 2
 _ALONE_TICKS: Final = 1024
 """Up to here a micro-batch is decided by the thread that took it in, if nothing is under way."""
@@ -92,6 +93,7 @@ class _Work:
     messages: dict[int, PartitionMessages]
     generations: Mapping[int, int]
     ticket: Ticket
+    outcome: Outcome | None = None  # where it was decided already and only has to be published
 
 
 @dataclass(slots=True)
@@ -329,20 +331,25 @@ class Daemon:
             self._partition_of[key] = partition
 
     def _hand_on(self, work: _Work) -> None:
-        """Let the decision thread have the work, or decide it here if that is sooner."""
+        """Let the decision thread have the work, or decide it here if that is sooner.
+
+        Intake never waits for brokers: it publishes only what the producer's queue has room for.
+        """
         ticks = sum(len(prepared.batch) for prepared in work.prepared)
-        if (
-            ticks <= _ALONE_TICKS
-            and not work.rejected  # these may be large; intake should not wait for the brokers
-            and self._publisher.has_room
-            and not self._work.unfinished_tasks  # the decision thread waits, and goes on waiting
-        ):
-            try:
-                self._decide(work)
-            except BaseException as error:  # as on the decision thread: `run` raises it
-                self._fail(error)
-        else:
+        # While the decision thread has nothing to do it does not touch scorer and episodes, and it
+        # has nothing to do until it is given work from here.
+        if ticks > _ALONE_TICKS or work.rejected or self._work.unfinished_tasks:
             self._put(work)
+            return
+        try:
+            self._decide(work)
+            if work.outcome is None or len(work.outcome.events) <= self._publisher.room:
+                self._publish(work)
+                return
+        except BaseException as error:  # as on the decision thread: `run` raises it
+            self._fail(error)
+            return
+        self._put(work)
 
     def _put(self, work: _Work | None, *, force: bool = False) -> None:
         """Hand work to the decision thread, waiting while it is behind."""
@@ -422,6 +429,7 @@ class Daemon:
 
     def lost(self, partitions: list[int]) -> None:
         """Forget partitions that another member has already; commit nothing for them."""
+        self._assigned.joined = False  # until the group gives some again
         self._release(partitions, "lost")
 
     def _release(self, partitions: list[int], kind: str) -> None:
@@ -442,13 +450,15 @@ class Daemon:
     def _decide_all(self) -> None:
         try:
             while (work := self._work.get()) is not None:
-                self._decide(work)
+                if work.outcome is None:
+                    self._decide(work)
+                self._publish(work)
                 self._work.task_done()
         except BaseException as error:  # handed to `run`, which raises it
             self._fail(error)
 
     def _decide(self, work: _Work) -> None:
-        """Score and decide one micro-batch, publish what it led to, settle its ticket."""
+        """Score and decide one micro-batch."""
         generations = self._assigned.generations
         ours = [
             part
@@ -456,8 +466,12 @@ class Daemon:
             if work.generations[part.batch.partition] == generations.get(part.batch.partition, 0)
         ]
         began = time.perf_counter()
-        outcome = self._pipeline.finish(ours) if ours else None
-        decided = time.perf_counter()
+        work.outcome = self._pipeline.finish(ours) if ours else None
+        self._metrics.stage.labels("scoring").observe(time.perf_counter() - began)
+
+    def _publish(self, work: _Work) -> None:
+        """Publish what a decided micro-batch led to, and settle its ticket."""
+        began, outcome = time.perf_counter(), work.outcome
         for messages, row, reason in work.rejected:
             self._publish_dead_letter(work.ticket, messages, row, reason)
         if outcome is not None:
@@ -465,8 +479,7 @@ class Daemon:
                 self._publish_event(work, event)
             self._observe(outcome)
         work.ticket.finish()
-        self._metrics.stage.labels("scoring").observe(decided - began)
-        self._metrics.stage.labels("publishing").observe(time.perf_counter() - decided)
+        self._metrics.stage.labels("publishing").observe(time.perf_counter() - began)
 
     def _observe(self, outcome: Outcome) -> None:
         metrics = self._metrics

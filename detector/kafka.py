@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ ConsumerProtocol: Final = "cooperative-sticky"
 _PARTITION: Final = cast("Callable[[Message], int]", Message.partition)  # of what was consumed
 _OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
 _IDLE_S: Final = 0.1
+_COMMIT_WITHIN_S: Final = 2.0
 _STATISTICS_MS: Final = 2000
 _UNUSABLE: Final = frozenset(
     {
@@ -237,19 +239,34 @@ class TickConsumer:
     def commit(self, positions: Mapping[int, int], *, wait: bool) -> str | None:
         """Commit next offsets by partition; return what went wrong, as far as it is known yet.
 
-        Without `wait` a later failure is counted in `commit_errors`.
+        Without `wait` a later failure is counted in `commit_errors`. With it, two seconds are
+        waited: a broker that is gone, or a group that is rebalancing, would hold up an orderly end
+        for longer than a supervisor waits, and what is not committed is only repeated.
         """
         if not positions:
             return None
         offsets = [TopicPartition(self._topic, p, offset) for p, offset in positions.items()]
         try:
-            if wait:
-                self._consumer.commit(offsets=offsets, asynchronous=False)
-            else:
+            if not wait:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
+                return None
         except KafkaException as error:
             return str(error.args[0].str())
-        return None
+        outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def commit() -> None:
+            try:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+            except (KafkaException, RuntimeError) as error:  # RuntimeError: closed meanwhile
+                outcome.put(str(error))
+            else:
+                outcome.put(None)
+
+        threading.Thread(target=commit, name="commit", daemon=True).start()
+        try:
+            return outcome.get(timeout=_COMMIT_WITHIN_S)
+        except queue.Empty:
+            return f"no answer within {_COMMIT_WITHIN_S:.0f} s"
 
     def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
         """Messages between the given next offsets and the end, from cached watermarks."""
@@ -360,9 +377,9 @@ class Publisher:
         self._deliveries.start()
 
     @property
-    def has_room(self) -> bool:
-        """Whether three quarters of the producer's queue are free: `publish` would hardly wait."""
-        return len(self._producer) <= self._capacity // 4
+    def room(self) -> int:
+        """How many records `publish` takes without waiting."""
+        return max(0, self._capacity - len(self._producer))
 
     def publish(
         self,
@@ -438,6 +455,19 @@ class Publisher:
         while not self._closing.is_set():
             self._producer.poll(0.05)
         self._producer.poll(0)
+
+
+def check_properties(connection: Connection, group_id: str) -> None:
+    """Let librdkafka look at the properties, without waiting for a broker.
+
+    Raises
+    ------
+    RefusedError
+        Names a property that it does not know, or whose value it does not take.
+    """
+    Publisher(connection).close(0.0)
+    with _refusals():
+        Consumer(consumer_settings(connection, group_id)).close()
 
 
 @contextlib.contextmanager

@@ -99,6 +99,12 @@ def apply_thresholds(
             state[ALIVE] = CALM
             level[MOVED] = 0.0
             level[GUARD] = most_at_once
+        if max(state[SINCE], state[ALIVE]) - now > gap_ns:
+            # Time went back by more than a gap: a day is played again, or one wrong time lay far
+            # ahead. Counting goes on from here, or nothing would be counted until then.
+            state[SINCE] = now
+            if state[ALIVE] != CALM:
+                state[ALIVE] = min(state[ALIVE], now)
         if np.isnan(score[i]):
             if state[ALIVE] == CALM:
                 state[SINCE] = max(state[SINCE], now)  # unscored time expects no alarm

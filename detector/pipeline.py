@@ -201,7 +201,7 @@ class Pipeline:
         return self._books[partition]
 
     def _score(self, blocks: Sequence[FeatureBlock]) -> tuple[ScoreBlock, ...]:
-        """One scoring call for all partitions: small batches share a padded micro-batch."""
+        """One scoring call for all partitions: a call has a cost of its own."""
         if len(blocks) == 1:
             return (self._scorer.score(blocks[0]),)
         joined = self._scorer.score(join_blocks(blocks))

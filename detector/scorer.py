@@ -140,7 +140,9 @@ class TwoStageScorer:
         if device != "cpu" and gpu_visible():
             self._forward = CompiledForward(model.normaliser, self._folded)
         elif device == "gpu":
-            raise NoGpuError("device 'gpu': TensorFlow sees no GPU; allowed here: 'auto', 'cpu'")
+            raise NoGpuError(
+                "model.device = 'gpu': TensorFlow sees no GPU; allowed here: 'auto', 'cpu'"
+            )
 
     @property
     def device(self) -> str:

@@ -183,7 +183,7 @@ def quantile_threshold(scores: Float64, quantile: float) -> float:
     ----------
     Vovk, Gammerman, Shafer (2005), Algorithmic Learning in a Random World, ch. 2 (the split form).
     """
-    rank = math.ceil(round((len(scores) + 1) * quantile, 6))
+    rank = max(1, math.ceil(round((len(scores) + 1) * quantile, 6)))
     if rank > len(scores):
         raise TooFewScoresError(
             f"quantile {quantile} needs more than {len(scores):,} scores: its rank is {rank:,}"

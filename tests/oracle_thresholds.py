@@ -39,6 +39,11 @@ class ThresholdOracle:
             mine = {"key": key, "since": ts, "alive": None, "moved": 0.0}
             mine["guard"] = math.log(MOST_RISE)
             self.known[slot] = mine
+        latest = max(mine["since"], mine["since"] if mine["alive"] is None else mine["alive"])
+        if latest - ts > GAP_S * 1e9:
+            mine["since"] = ts
+            if mine["alive"] is not None:
+                mine["alive"] = min(mine["alive"], ts)
         if math.isnan(score):
             if mine["alive"] is None:
                 mine["since"] = max(mine["since"], ts)

@@ -218,6 +218,40 @@ def test_slot_of_another_instrument_begins_at_its_prior() -> None:
         assert found[0] == thresholds.values[1]
 
 
+@pytest.mark.parametrize("ahead_s", [3_600, 6 * 86_400])
+def test_one_wrong_time_far_ahead_stops_no_counting(ahead_s: int) -> None:
+    """After one tick far in the future the threshold goes on from where it was, as without it."""
+    thresholds = fitted("budget", 6.0)
+    ts, score = stream(10.0, 5)
+    expected = run(thresholds, ts, score)
+    at = 20_000
+    wrong = np.insert(ts, at, ts[at] + ahead_s * SECOND)
+    found = np.delete(run(thresholds, wrong, np.insert(score, at, 0.0)), at)
+    np.testing.assert_array_equal(found[:at], expected[:at])
+    np.testing.assert_allclose(found[at:], expected[at:], rtol=0.02)
+
+
+def test_alarm_at_a_wrong_time_far_ahead_is_no_endless_episode() -> None:
+    """An episode that such a tick opens ends, and later ones are counted."""
+    thresholds = fitted("budget", 6.0)
+    ts, score = stream(10.0, 5)
+    at = 20_000
+    wrong = np.insert(ts, at, ts[at] + 86_400 * SECOND)
+    alarming = np.insert(score, at, 100 * thresholds.values[1])
+    found = np.delete(run(thresholds, wrong, alarming), at)
+    opened = episodes(ts[at:], score[at:], found[at:])
+    assert opened == pytest.approx(6.0 * (ts[-1] - ts[at]) / 3.6e12, rel=0.3)
+
+
+def test_day_played_again_is_counted_again() -> None:
+    """The same ten hours a second time open about as many episodes as budgeted."""
+    thresholds = fitted("budget", 6.0)
+    ts, score = stream(10.0, 5)
+    twice = run(thresholds, np.tile(ts, 2), np.tile(score, 2))
+    again = episodes(ts, score, twice[len(ts) :])
+    assert again == pytest.approx(60, rel=0.25)
+
+
 def test_night_is_no_trading_time() -> None:
     """A silence of half a day lowers no threshold; the minutes on both sides do."""
     thresholds = fitted("budget", 6.0)

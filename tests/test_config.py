@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from detector.cli import app
 from detector.config import MASK, OWNED_PROPERTIES, Config, ConfigError, load_config
+from detector.errors import RefusedError
 
 
 def load(tmp_path: Path, text: str, environment: dict[str, str] | None = None) -> Config:
@@ -112,6 +113,18 @@ def test_unusable_text_is_refused(tmp_path: Path, text: str, words: str) -> None
     """What cannot be meant is refused in words."""
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize("line", ['"sasl.passwort" = 1', '"queue.buffering.max.messages" = "abc"'])
+def test_check_asks_librdkafka_about_its_properties(tmp_path: Path, line: str) -> None:
+    """A property that librdkafka does not know, or a value it does not take, is no valid one."""
+    path = tmp_path / "tapewatch.toml"
+    path.write_text(f"[kafka.properties]\n{line}\n")
+    result = CliRunner().invoke(app, ["config", "check", "--config", str(path)])
+    assert isinstance(result.exception, RefusedError)
+    assert line.split('"')[1] in str(result.exception)
+    path.write_text('[kafka.properties]\n"queue.buffering.max.messages" = 1000\n')
+    assert CliRunner().invoke(app, ["config", "check", "--config", str(path)]).exit_code == 0
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

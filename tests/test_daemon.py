@@ -112,7 +112,7 @@ class Sink:
         self.held: list[Acknowledge] = []
         self.threads: list[threading.Thread] = []
         self.hold = False
-        self.has_room = False  # without room a micro-batch is left to the decision thread
+        self.room = 0  # without room events are left to the decision thread
         self.answer = answer
 
     def publish(
@@ -317,7 +317,7 @@ def test_refused_event_stops_the_daemon_uncommitted() -> None:
 
 def test_bug_in_the_pipeline_stops_the_daemon() -> None:
     """An unexpected error on the decision thread ends `run` with that error as its cause."""
-    rig = Rig([part([b"t"], 7)])
+    rig = Rig([part([b"t"] * 2000, 7)])
 
     def break_down() -> None:
         raise ZeroDivisionError("a bug")
@@ -331,9 +331,9 @@ def test_bug_in_the_pipeline_stops_the_daemon() -> None:
 
 
 def with_room() -> Sink:
-    """Return a sink whose queue is empty, so that intake may decide."""
+    """Return a sink whose queue is empty, so that intake may publish."""
     sink = Sink()
-    sink.has_room = True
+    sink.room = 10_000
     return sink
 
 
@@ -356,6 +356,20 @@ def test_intake_decides_a_small_micro_batch_while_nothing_is_under_way() -> None
         until(lambda: rig.consumer.committed == {0: 2004})
     assert [thread is rig.thread for thread in taken] == [True, False, False]
     assert [int(r[3]["ce_id"], 16) for r in rig.sink.records] == list(range(2004))
+
+
+def test_intake_does_not_wait_for_room_in_the_producer() -> None:
+    """What intake decided goes to the decision thread when its events would not fit, in order."""
+    sink = with_room()
+    sink.room = 2
+    rig = Rig([part([b"t"] * 3, 0)], [part([b"t"] * 2, 3)], sink=sink)
+    decided: list[threading.Thread] = []
+    rig.pipeline.before_finish = lambda: decided.append(threading.current_thread())
+    with rig:
+        until(lambda: rig.consumer.committed == {0: 5})
+    assert decided[0] is rig.thread
+    assert rig.thread not in sink.threads[:3]
+    assert [int(r[3]["ce_id"], 16) for r in sink.records] == [0, 1, 2, 3, 4]
 
 
 def test_dead_letters_are_left_to_the_decision_thread() -> None:
@@ -415,7 +429,7 @@ def test_dead_letter_too_large_is_cut_and_says_so() -> None:
 
 def test_slow_decision_slows_fetching() -> None:
     """While the decision thread is stuck, only a few micro-batches are taken in."""
-    rig = Rig(*[[part([b"t"], i)] for i in range(100)])
+    rig = Rig(*[[part([b"t"] * 1100, 1100 * i)] for i in range(12)])
     gate = threading.Event()
     rig.pipeline.before_finish = lambda: cast("None", gate.wait(WAIT_S))
     with rig:
@@ -424,7 +438,7 @@ def test_slow_decision_slows_fetching() -> None:
         assert rig.consumer.fetches <= 5
         gate.set()
         until(lambda: not rig.consumer.script)
-    assert rig.consumer.committed == {0: 100}
+    assert rig.consumer.committed == {0: 12 * 1100}
 
 
 def test_revocation_finishes_commits_and_forgets() -> None:

@@ -240,6 +240,20 @@ class TestDatabento:
         assert ticks["size"].tolist() == [2]
         assert next(read_ticks(path, symbol="ES")).symbols == {instrument_key(1, 118): "ES"}
 
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
+    def test_download_that_broke_off_is_refused(self, tmp_path: Path, share: float) -> None:
+        """A compressed file that ends within a frame is no shorter file, wherever it ends."""
+        ticks = empty_ticks(50_000)
+        ticks["publisher_id"], ticks["instrument_id"] = 1, 118
+        ticks["action"], ticks["side"] = ord("A"), ord("B")
+        ticks["ts_event"] = np.random.default_rng(0).integers(1, 2**62, len(ticks))  # no pattern
+        path = dbn_file(tmp_path / "whole.dbn.zst", encode_dbn(ticks))
+        assert len(all_ticks(read_ticks(path))) == len(ticks)
+        raw = path.read_bytes()
+        (tmp_path / "cut.dbn.zst").write_bytes(raw[: int(share * len(raw))])
+        with pytest.raises(ReaderError, match="truncated: its last zstd frame is not complete"):
+            all_ticks(read_ticks(tmp_path / "cut.dbn.zst"))
+
     def test_broken_files(self, tmp_path: Path) -> None:
         """Foreign, truncated and empty files, and other schemas, are errors that say so."""
         good = encode_dbn(self.records())

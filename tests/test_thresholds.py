@@ -30,6 +30,12 @@ def test_rank_survives_rounding_of_the_quantile() -> None:
     assert quantile_threshold(scores, 0.9995) == np.nextafter(9_995.0, np.inf)
 
 
+def test_tiny_quantile_takes_the_lowest_score() -> None:
+    """A quantile so small that its rank rounds to none takes the first, not the last."""
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, 1000.0))
+    assert quantile_threshold(scores, 1e-12) == np.nextafter(1.0, np.inf)
+
+
 def test_fresh_scores_reach_the_threshold_no_more_often_than_promised() -> None:
     """Over many small calibration sets, a fresh score alarms with probability at most 1 - q."""
     rng = np.random.default_rng(1)

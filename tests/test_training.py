@@ -417,6 +417,20 @@ class TestCommands:
         assert result.exit_code == 0, result.output
         return result.stdout
 
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("train", "--out", "m", "--risk", 0.5), "at most 0.1"),
+            (("score", "--model", "m", "--out", "s", "--events", "s"), "is the file of --out"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused(
+        self, file: Path, arguments: tuple[object, ...], words: str
+    ) -> None:
+        """A risk beyond what a tail is fitted to, and two results in one file, are refused."""
+        with pytest.raises(RefusedError, match=words):
+            self.call(*arguments, "--ticks", file)
+
     def test_train_then_score_then_verify(self, file: Path, tmp_path: Path) -> None:
         """The three commands work on one another's output and agree on the model."""
         trained = json.loads(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MOST_BUDGET: Final = 1e6
 """Alarms an instrument-hour; also where NaN and infinity end."""
 
+MOST_RISK: Final = 0.1
+"""Share of the ticks that peaks over threshold are taken from, at most."""
+
 out = Console()
 err = Console(stderr=True)
 
@@ -159,6 +162,7 @@ def train(
         f"{parts['calibration_rows']:,} later ones, {100 * test.get('alarm_share', 0):.3f} % of "
         f"{test['rows']:,} test ticks above it",
         highlight=False,
+        soft_wrap=True,
     )
     out.print("pictures: training_curves.png, error_histograms.png", highlight=False)
 
@@ -184,6 +188,8 @@ def score(
     from detector.artifact import read_artifact  # noqa: PLC0415
     from detector.offline import score_files  # noqa: PLC0415
 
+    if events is not None and events.resolve() == target.resolve():
+        raise RefusedError(f"--events {events}: is the file of --out; give another name")
     artifact = read_artifact(model)
     columns = ",".join(artifact.features.columns) or None
     files = _files(ticks, more, file_format, columns, symbol, since, until)
@@ -197,6 +203,7 @@ def score(
         f"{done.rows:,} ticks, {done.ready:,} scored, {done.anomalies:,} anomalous, "
         f"{done.events.get('open', 0):,} episodes; {target}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -335,6 +342,11 @@ def _check_asked(quantile: float | None, budget: float | None, risk: float | Non
                 raise RefusedError(
                     f"--budget is {value}; it must be positive and at most {MOST_BUDGET:g} an hour"
                 )
+        elif name == "--risk" and not 0 < value <= MOST_RISK:
+            raise RefusedError(
+                f"--risk is {value}; it must be positive and at most {MOST_RISK}: a tail is not "
+                "fitted to more of the ticks (--quantile takes any share)"
+            )
         elif not 0 < value < 1:
             raise RefusedError(f"{name} is {value}; it must lie between 0 and 1, both exclusive")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import databento_dbn
 import numpy as np
@@ -34,6 +34,7 @@ from detector.ticks import (
 )
 from detector.wire.dbn import settle_trades, widen_trades
 
+_COMPRESSED_CHUNK: Final = 1 << 16  # bytes
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MAX_METADATA: Final = 1 << 26  # bytes; a universe of 500,000 symbols takes about as much
 _LAYOUT: Final = {"mbp-1": (TICK, MBP1_RTYPE), "trades": (TRADE, TRADE_RTYPE)}
@@ -73,23 +74,71 @@ def read_dbn(path: Path, symbol: str | None = None) -> Iterator[TickBatch]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> Iterator[_Readable]:
     with path.open("rb") as file:
         magic = file.read(4)
         file.seek(0)
         if magic != _ZSTD_MAGIC:
             yield file
             return
-        decompressor = zstandard.ZstdDecompressor()
-        # Databento writes metadata and records as frames of their own.
-        with decompressor.stream_reader(file, read_across_frames=True) as stream:
-            try:
-                yield stream
-            except zstandard.ZstdError as error:
-                raise ReaderError(f"{path}: broken zstd stream: {error}") from error
+        try:
+            yield _Frames(path, file)
+        except zstandard.ZstdError as error:
+            raise ReaderError(f"{path}: broken zstd stream: {error}") from error
 
 
-def _metadata(path: Path, file: IO[bytes]) -> databento_dbn.Metadata:
+class _Frames:
+    """What the zstd frames of a file hold, one after the other, each of them complete.
+
+    Databento writes metadata and records as frames of their own. zstandard's own stream reader
+    takes the end of a file in the middle of a frame for the end of the data.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self._path, self._file = path, file
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._behind = b""  # read from the file, and behind the frame that ended
+        self._ready = bytearray()
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        """Return `size` bytes, fewer only at the end.
+
+        Raises
+        ------
+        ReaderError
+            The file ends within a frame.
+        """
+        while len(self._ready) < size and not self._ended:
+            self._decompress()
+        piece = bytes(self._ready[:size])
+        del self._ready[:size]
+        return piece
+
+    def _decompress(self) -> None:
+        raw = self._behind or self._file.read(_COMPRESSED_CHUNK)
+        self._behind = b""
+        if not raw:
+            if self._frame is not None:
+                raise ReaderError(f"{self._path}: truncated: its last zstd frame is not complete")
+            self._ended = True
+            return
+        if self._frame is None:
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._ready += self._frame.decompress(raw)
+        if self._frame.eof:
+            self._behind, self._frame = self._frame.unused_data, None
+
+
+class _Readable(Protocol):
+    """What records are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes, none at the end."""
+        ...
+
+
+def _metadata(path: Path, file: _Readable) -> databento_dbn.Metadata:
     head = _read(file, 8)
     size = int.from_bytes(head[4:8], "little")
     if len(head) < 8 or head[:3] != b"DBN" or size > _MAX_METADATA:
@@ -101,7 +150,7 @@ def _metadata(path: Path, file: IO[bytes]) -> databento_dbn.Metadata:
 
 
 def _chunks(
-    path: Path, file: IO[bytes], record: np.dtype[np.void], rtype: int
+    path: Path, file: _Readable, record: np.dtype[np.void], rtype: int
 ) -> Iterator[TickArray]:
     rows = 0
     while data := _read(file, CHUNK * record.itemsize):
@@ -120,7 +169,7 @@ def _chunks(
         yield records if record is TICK else widen_trades(records)
 
 
-def _read(file: IO[bytes], size: int) -> bytes:
+def _read(file: _Readable, size: int) -> bytes:
     """Exactly `size` bytes, fewer only at the end: streams may give less than was asked for."""
     pieces = []
     while size and (piece := file.read(size)):

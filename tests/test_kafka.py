@@ -1,0 +1,92 @@
+"""The edge to Kafka where no broker is needed: what it does while Kafka does not answer."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from typer.testing import CliRunner
+
+from detector import kafka
+from detector.cli import app
+from detector.kafka import Connection, Publisher, TickConsumer
+from detector.replaying import ReplayRequest
+
+NOBODY = Connection("127.0.0.1:1")
+
+
+class Nothing:
+    """An assignment that does nothing."""
+
+    def assigned(self, partitions: list[int]) -> None:
+        """Take note."""
+
+    revoked = lost = assigned
+
+
+class StuckClient:
+    """A client whose synchronous commit ends when told to, or with an error."""
+
+    def __init__(self, error: KafkaException | None = None) -> None:
+        self.error = error
+        self.answered = threading.Event()
+
+    def commit(self, **_: object) -> None:
+        """Wait for the coordinator."""
+        if self.error is not None:
+            raise self.error
+        self.answered.wait(30.0)
+
+
+def consumer_with(client: StuckClient) -> TickConsumer:
+    """Return a consumer that commits through the client."""
+    consumer = TickConsumer(NOBODY, "group", "ticks", Nothing())
+    consumer.close()
+    replaced: Any = consumer
+    replaced._consumer = client
+    return consumer
+
+
+def test_commit_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that does not answer holds up an orderly end for a short time only."""
+    monkeypatch.setattr(kafka, "_COMMIT_WITHIN_S", 0.05)
+    client = StuckClient()
+    consumer = consumer_with(client)
+    assert "no answer" in (consumer.commit({0: 5}, wait=True) or "")
+    client.answered.set()
+    assert consumer.commit({0: 5}, wait=True) is None
+
+
+def test_commit_that_fails_says_why() -> None:
+    """What the coordinator answers is told."""
+    refused = KafkaException(KafkaError(KafkaError.REBALANCE_IN_PROGRESS))
+    error = consumer_with(StuckClient(refused)).commit({0: 5}, wait=True)
+    assert "REBALANCE_IN_PROGRESS" in (error or "")
+
+
+def test_room_shrinks_with_what_is_not_acknowledged() -> None:
+    """Room is what the producer's queue takes without waiting, as configured."""
+    publisher = Publisher(NOBODY, **{"queue.buffering.max.messages": 3})
+    try:
+        assert publisher.room == 3
+        publisher.publish("anomalies", None, b"x")
+        assert publisher.room == 2
+    finally:
+        publisher.close(0.0)
+
+
+def test_replay_takes_files_as_a_shell_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files after the first need no option of their own: `--ticks *.dbn.zst`."""
+    asked: list[ReplayRequest] = []
+
+    def take(request: ReplayRequest, *_: object) -> dict[str, float]:
+        asked.append(request)
+        return {"ticks": 0, "messages": 0, "seconds": 0.0, "behind_s": 0.0}
+
+    monkeypatch.setattr("detector.replaying.run_replay", take)
+    result = CliRunner().invoke(app, ["replay", "--ticks", "a.dbn", "b.dbn", "--topic", "t"])
+    assert result.exit_code == 0, result.output
+    assert asked[0].files == (Path("a.dbn"), Path("b.dbn"))
