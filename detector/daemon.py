@@ -42,9 +42,9 @@ from detector.wire import Decoder
 
 _log = structlog.get_logger("tapewatch")
 
-DRAIN_S: Final = 4.0
+DRAIN_S: Final = 3.0
 """Time that a revocation or a shutdown may spend on finishing what is under way. A shutdown also
-waits for the decision thread, the last commit and the producer: 4 + 1 + 2 + 1 of its 10 seconds."""
+waits for the decision thread, the group and the producer: 3 + 1 + 3 + 1 of its 10 seconds."""
 _QUEUED_BATCHES: Final = 2
 _ALONE_TICKS: Final = 1024
 """Up to here a micro-batch is decided by the thread that took it in, if nothing is under way."""
@@ -247,11 +247,12 @@ class Daemon:
         if self._decision.is_alive():
             self._put(None, force=True)
             self._decision.join(1.0)
-        self._consumer.close()  # calls `revoked`, which commits
+        left = self._consumer.close()  # calls `revoked`, which commits
         unacknowledged = self._publisher.close(1.0)
         _log.info(
             "stopped",
             drained=settled,
+            left_group=left,
             unacknowledged=unacknowledged,
             failure=None if self._failure is None else str(self._failure),
         )

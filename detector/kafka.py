@@ -40,6 +40,7 @@ _PARTITION: Final = cast("Callable[[Message], int]", Message.partition)  # of wh
 _OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
 _IDLE_S: Final = 0.1
 _COMMIT_WITHIN_S: Final = 2.0
+_LEAVE_WITHIN_S: Final = 3.0  # the last commit included
 _STATISTICS_MS: Final = 2000
 _UNUSABLE: Final = frozenset(
     {
@@ -279,9 +280,26 @@ class TickConsumer:
                     lags[partition] = max(0, high - offset)
         return lags
 
-    def close(self) -> None:
-        """Leave the group; calls `Assignment.revoked` for what is still ours."""
-        self._consumer.close()
+    def close(self) -> bool:
+        """Leave the group; calls `Assignment.revoked` for what is still ours.
+
+        Returns whether that was done: librdkafka waits for commits under way, for a minute where
+        the broker is gone. After three seconds the caller goes on without it.
+        """
+        raised: list[BaseException] = []
+
+        def leave() -> None:
+            try:
+                self._consumer.close()
+            except BaseException as error:  # raised in the caller's thread
+                raised.append(error)
+
+        leaving = threading.Thread(target=leave, name="leave", daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_WITHIN_S)
+        if raised:
+            raise raised[0]
+        return not leaving.is_alive()
 
     def _without_errors(self, messages: list[Message]) -> list[Message]:
         errors = list(map(Message.error, messages))

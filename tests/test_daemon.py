@@ -97,10 +97,11 @@ class ScriptedConsumer:
         """Nothing is behind."""
         return dict.fromkeys(positions, 0)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Leave."""
         assert self.assignment is not None
         self.assignment.revoked([0, 1])
+        return True
 
 
 class Sink:

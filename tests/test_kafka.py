@@ -40,6 +40,8 @@ class StuckClient:
             raise self.error
         self.answered.wait(30.0)
 
+    close = commit
+
 
 def consumer_with(client: StuckClient) -> TickConsumer:
     """Return a consumer that commits through the client."""
@@ -65,6 +67,23 @@ def test_commit_that_fails_says_why() -> None:
     refused = KafkaException(KafkaError(KafkaError.REBALANCE_IN_PROGRESS))
     error = consumer_with(StuckClient(refused)).commit({0: 5}, wait=True)
     assert "REBALANCE_IN_PROGRESS" in (error or "")
+
+
+def test_leaving_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that cannot be left holds up an orderly end for a short time only."""
+    monkeypatch.setattr(kafka, "_LEAVE_WITHIN_S", 0.05)
+    client = StuckClient()
+    consumer = consumer_with(client)
+    assert not consumer.close()
+    client.answered.set()
+    assert consumer.close()
+
+
+def test_bug_while_leaving_is_raised_to_the_caller() -> None:
+    """What a callback raises while the group is left does not vanish with its thread."""
+    error = KafkaException(KafkaError(KafkaError._STATE))
+    with pytest.raises(KafkaException):
+        consumer_with(StuckClient(error)).close()
 
 
 def test_room_shrinks_with_what_is_not_acknowledged() -> None:
