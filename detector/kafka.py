@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -253,21 +252,14 @@ class TickConsumer:
                 return None
         except KafkaException as error:
             return str(error.args[0].str())
-        outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def commit() -> None:
-            try:
-                self._consumer.commit(offsets=offsets, asynchronous=False)
-            except (KafkaException, RuntimeError) as error:  # RuntimeError: closed meanwhile
-                outcome.put(str(error))
-            else:
-                outcome.put(None)
-
-        threading.Thread(target=commit, name="commit", daemon=True).start()
         try:
-            return outcome.get(timeout=_COMMIT_WITHIN_S)
-        except queue.Empty:
-            return f"no answer within {_COMMIT_WITHIN_S:.0f} s"
+            answered = _done_within(
+                _COMMIT_WITHIN_S,
+                lambda: self._consumer.commit(offsets=offsets, asynchronous=False),
+            )
+        except KafkaException as error:
+            return str(error)
+        return None if answered else f"no answer within {_COMMIT_WITHIN_S:.0f} s"
 
     def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
         """Messages between the given next offsets and the end, from cached watermarks."""
@@ -286,20 +278,7 @@ class TickConsumer:
         Returns whether that was done: librdkafka waits for commits under way, for a minute where
         the broker is gone. After three seconds the caller goes on without it.
         """
-        raised: list[BaseException] = []
-
-        def leave() -> None:
-            try:
-                self._consumer.close()
-            except BaseException as error:  # raised in the caller's thread
-                raised.append(error)
-
-        leaving = threading.Thread(target=leave, name="leave", daemon=True)
-        leaving.start()
-        leaving.join(_LEAVE_WITHIN_S)
-        if raised:
-            raise raised[0]
-        return not leaving.is_alive()
+        return _done_within(_LEAVE_WITHIN_S, self._consumer.close)
 
     def _without_errors(self, messages: list[Message]) -> list[Message]:
         errors = list(map(Message.error, messages))
@@ -473,6 +452,27 @@ class Publisher:
         while not self._closing.is_set():
             self._producer.poll(0.05)
         self._producer.poll(0)
+
+
+def _done_within(seconds: float, call: Callable[[], object]) -> bool:
+    """Call a function of the client that knows no time limit; whether it returned in time.
+
+    What it raises in time is raised here. Later it goes on in a thread that nobody waits for.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # raised in the caller's thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="client", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    return not thread.is_alive()
 
 
 def check_properties(connection: Connection, group_id: str) -> None:

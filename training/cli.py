@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 MOST_BUDGET: Final = 1e6
 """Alarms an instrument-hour; also where NaN and infinity end."""
 
-MOST_RISK: Final = 0.1
-"""Share of the ticks that peaks over threshold are taken from, at most."""
-
 out = Console()
 err = Console(stderr=True)
 
@@ -332,6 +329,8 @@ def model_verify(
 
 def _check_asked(quantile: float | None, budget: float | None, risk: float | None) -> None:
     """Refuse more than one thing asked of the thresholds, and what cannot be."""
+    from training.peaks import HIGHEST_SHARE  # noqa: PLC0415
+
     asked = {"--quantile": quantile, "--budget": budget, "--risk": risk}
     given = {name: value for name, value in asked.items() if value is not None}
     if len(given) > 1:
@@ -342,10 +341,10 @@ def _check_asked(quantile: float | None, budget: float | None, risk: float | Non
                 raise RefusedError(
                     f"--budget is {value}; it must be positive and at most {MOST_BUDGET:g} an hour"
                 )
-        elif name == "--risk" and not 0 < value <= MOST_RISK:
+        elif name == "--risk" and not 0 < value <= HIGHEST_SHARE:
             raise RefusedError(
-                f"--risk is {value}; it must be positive and at most {MOST_RISK}: a tail is not "
-                "fitted to more of the ticks (--quantile takes any share)"
+                f"--risk is {value}; it must be positive and at most {HIGHEST_SHARE}: "
+                "a tail is not fitted to more of the ticks (--quantile takes any share)"
             )
         elif not 0 < value < 1:
             raise RefusedError(f"{name} is {value}; it must lie between 0 and 1, both exclusive")
