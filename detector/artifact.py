@@ -33,6 +33,7 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from detector.drift import BINS, DriftReference
 from detector.errors import RefusedError
 from detector.features import FeatureSpec
 from detector.model import Combination, Normaliser, TwoStageModel
@@ -53,7 +54,6 @@ MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 1 << 28
 MAX_FILES: Final = 32
 FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}\.(csv|json|png|safetensors)")
-REFERENCE_BINS: Final = 64
 PEAK_TABLES: Final = ("tail_level", "tail_shape", "tail_scale", "tail_rate", "ticks_per_hour")
 
 Count = Annotated[int, Field(ge=0)]
@@ -169,9 +169,9 @@ class Artifact:
     tables
         `keys` `(R-1,)` int64 ascending; `centre`, `scale` `(R, F)` float64; `threshold` `(R,)`
         float64; `threshold_own` `(R,)` bool; with method "pot" also `PEAK_TABLES`, `(R,)` float64
-        each, see `thresholds.Peaks`; `reference_edges` `(B+1,)` float64 and `reference_counts`
-        `(F, B)` int64: histograms of the clipped training z-scores. Row 0 of the tables with R rows
-        is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
+        each, see `thresholds.Peaks`; `reference_edges` `(F + 1, BINS - 1)` float32 and
+        `reference_counts` `(F + 1, BINS)` int64, see `drift.DriftReference`. Row 0 of the tables
+        with R rows is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
     model_hash
         SHA-256 of the manifest file.
     symbols
@@ -205,6 +205,16 @@ class Artifact:
             normaliser,
             self.weights,
             Combination(sizes.stage1_weight, sizes.stage2_weight, sizes.excess_weight),
+        )
+
+    @property
+    def reference(self) -> DriftReference:
+        """What drift is measured against."""
+        return DriftReference(
+            self.features.names,
+            self.model.normaliser,
+            self.tables["reference_edges"],
+            self.tables["reference_counts"],
         )
 
     @property
@@ -471,13 +481,19 @@ def _check_tables(
             "scale": ((rows, features), "float64"),
             "threshold": ((rows,), "float64"),
             "threshold_own": ((rows,), "bool"),
-            "reference_edges": ((REFERENCE_BINS + 1,), "float64"),
-            "reference_counts": ((features, REFERENCE_BINS), "int64"),
+            "reference_edges": ((features + 1, BINS - 1), "float32"),
+            "reference_counts": ((features + 1, BINS), "int64"),
             **dict.fromkeys(peaks, ((rows,), "float64")),
         },
     )
     if not (np.diff(tables["keys"]) > 0).all():
         raise ArtifactError(f"{path}: keys must ascend without repeats; train again")
+    edges, counts = tables["reference_edges"], tables["reference_counts"]
+    if (np.diff(edges) < 0).any() or (counts < 0).any() or not (counts.sum(axis=1) > 0).all():
+        raise ArtifactError(
+            f"{path}: reference_edges must ascend and reference_counts must not be negative or "
+            "empty; train again"
+        )
     for name in ("scale", "threshold", *peaks):
         if name != "tail_shape" and not (tables[name] > 0).all():
             raise ArtifactError(f"{path}: {name} must be positive everywhere; train again")

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detector.artifact import Artifact
+from detector.drift import WHOLE_FILE, Drift
 from detector.errors import RefusedError
 from detector.features import DEFAULT, FeatureBlock, FeatureSpec, vector_spec
 from detector.pipeline import Pipeline, PipelineSpec
@@ -193,6 +194,32 @@ def score_files(
         dict(counts["events"]),
         dict(counts["dropped"]),
     )
+
+
+def drift_of_files(
+    artifact: Artifact, files: Files, tell: Callable[[int], None] | None = None
+) -> Drift:
+    """Compare every ready tick of files with the model's reference, through the pipeline.
+
+    Raises
+    ------
+    RefusedError
+        Too few ready ticks.
+    """
+    pipeline = Pipeline(artifact.features, Scorer(artifact), PipelineSpec(drift=WHOLE_FILE))
+    ready = 0
+    for batch in files.batches(artifact.features):
+        outcome = pipeline.process(batch)
+        ready += int(np.count_nonzero(outcome.blocks[0].ready))
+        if tell is not None:
+            tell(len(batch))
+    found = pipeline.drift()
+    if found is None:
+        raise RefusedError(
+            f"{ready:,} ready ticks, at least {WHOLE_FILE.least_rows:,} are needed to tell drift; "
+            "give more ticks"
+        )
+    return found
 
 
 def _table(block: FeatureBlock, scores: ScoreBlock, symbols: SymbolMap) -> pa.Table:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from detector.drift import Drift, DriftBook, DriftSpec, drift_of
 from detector.events import (
     TOP_FEATURES,
     AnomalyEvent,
@@ -50,12 +51,18 @@ class PipelineSpec:
         When episodes update and close.
     adapt
         Whether thresholds may follow the alarms they cause, where the model says that they do.
+    latent
+        Whether scores carry the latent.
+    drift
+        Which ticks are compared with the model's reference; None: none.
     """
 
     topic: str = "ticks"
     max_instruments: int = 10_000
     policy: EpisodePolicy = field(default_factory=EpisodePolicy)
     adapt: bool = True
+    latent: bool = False
+    drift: DriftSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,6 +154,7 @@ class Pipeline:
         self._books: dict[int, EpisodeBook] = {}
         self._adapt = self._spec.adapt and scorer.thresholds.adaptive
         self._thresholds: dict[int, ThresholdBook] = {}
+        self._drift: dict[int, DriftBook] = {}
 
     def process(self, batch: Batch) -> Outcome:
         """Features, score, decide: the whole way of one batch of one partition."""
@@ -160,6 +168,7 @@ class Pipeline:
         """Score prepared batches together and decide, partition by partition."""
         blocks = tuple(p.block for p in prepared)
         scores = tuple(map(self._apply, prepared, self._score(blocks)))
+        self._compare(prepared, scores)
         decisions = [
             self._decide(p, block_scores) for p, block_scores in zip(prepared, scores, strict=True)
         ]
@@ -172,6 +181,7 @@ class Pipeline:
         self._banks.pop(partition, None)
         self._books.pop(partition, None)
         self._thresholds.pop(partition, None)
+        self._drift.pop(partition, None)
 
     def tracked_instruments(self) -> dict[int, int]:
         """Instruments tracked now, by partition."""
@@ -190,6 +200,15 @@ class Pipeline:
         """Open episodes, by partition."""
         return {partition: book.open_episodes for partition, book in self._books.items()}
 
+    def drift(self) -> Drift | None:
+        """How far all partitions together have moved; None while there are too few rows."""
+        spec = self._spec.drift
+        books = list(self._drift.values())  # at once: another thread may add one
+        if spec is None or not books:
+            return None
+        found = drift_of(self._scorer.reference, [book.counts() for book in books])
+        return found if found.rows >= spec.least_rows else None
+
     def _bank(self, partition: int) -> FeatureBank:
         if partition not in self._banks:
             self._banks[partition] = self._features.bank(self._spec.max_instruments)
@@ -203,8 +222,8 @@ class Pipeline:
     def _score(self, blocks: Sequence[FeatureBlock]) -> tuple[ScoreBlock, ...]:
         """One scoring call for all partitions: a call has a cost of its own."""
         if len(blocks) == 1:
-            return (self._scorer.score(blocks[0]),)
-        joined = self._scorer.score(join_blocks(blocks))
+            return (self._scorer.score(blocks[0], latent=self._spec.latent),)
+        joined = self._scorer.score(join_blocks(blocks), latent=self._spec.latent)
         ends = np.cumsum([len(block.keys) for block in blocks]).tolist()
         starts = [0, *ends[:-1]]
         return tuple(joined.rows_between(a, b) for a, b in zip(starts, ends, strict=True))
@@ -226,6 +245,17 @@ class Pipeline:
             block.slots, block.keys, block.ts, scores.rows, scores.score
         )
         return replace(scores, threshold=applied)
+
+    def _compare(self, prepared: Sequence[Prepared], scores: Sequence[ScoreBlock]) -> None:
+        """Count a sample of the ticks, to tell drift."""
+        spec = self._spec.drift
+        if spec is None:
+            return
+        for part, found in zip(prepared, scores, strict=True):
+            partition = part.batch.partition
+            if partition not in self._drift:
+                self._drift[partition] = DriftBook(self._scorer.reference, spec)
+            self._drift[partition].update(part.block, found.rows, found.score)
 
     def _decide(self, part: Prepared, scores: ScoreBlock) -> _Decision:
         """Advance a partition's episodes by its batch."""

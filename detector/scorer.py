@@ -230,6 +230,7 @@ class Scorer:
     def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
         self._scorer = TwoStageScorer(artifact.model, device)
         self.thresholds = artifact.thresholds
+        self.reference = artifact.reference
         self.version = artifact.version
         self.model_hash = artifact.model_hash
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from detector.artifact import (
     PEAK_TABLES,
-    REFERENCE_BINS,
     Architecture,
     Artifact,
     Features,
@@ -18,6 +17,7 @@ from detector.artifact import (
     Training,
     write_artifact,
 )
+from detector.drift import BINS
 from detector.features import DEFAULT, FeatureBlock, FeatureSpec
 from detector.model import Combination, Normaliser, TwoStageModel
 from detector.network import weight_shapes
@@ -136,8 +136,10 @@ def folder_contents(
         "scale": model.normaliser.scale,
         "threshold": thresholds,
         "threshold_own": np.arange(rows) < 2,
-        "reference_edges": np.linspace(-CLIP, CLIP, REFERENCE_BINS + 1),
-        "reference_counts": np.ones((features, REFERENCE_BINS), np.int64),
+        "reference_edges": np.tile(
+            np.linspace(-1.3, 1.3, BINS - 1, dtype=np.float32), (features + 1, 1)
+        ),
+        "reference_counts": np.full((features + 1, BINS), 1_000, np.int64),
     }
     if budget is not None:
         tables |= dict.fromkeys(PEAK_TABLES, np.full(rows, 0.4))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from detector import kernels_thresholds as k
-from detector.artifact import REFERENCE_BINS
+from detector.drift import bin_edges, reference_counts, z_scores
 from detector.events import EpisodePolicy
 from detector.model import TwoStageModel
 from detector.scorer import TwoStageScorer
@@ -27,6 +28,9 @@ from training.datasets import Rows
 from training.peaks import peak_thresholds
 
 Float64 = npt.NDArray[np.float64]
+
+REFERENCE_ROWS: Final = 100_000
+"""Rows that the reference of a feature's drift is made of, at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,22 +208,24 @@ def alarm_report(thresholds: Thresholds, scored: Scored) -> dict[str, object]:
 
 
 def reference_histograms(
-    chunks: Iterator[npt.NDArray[np.float32]], features: int, clip: float
-) -> tuple[Float64, npt.NDArray[np.int64]]:
-    """Histograms of the clipped z-scores, for telling drift later.
+    model: TwoStageModel, fitted: Rows, held_out: Scored
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Histograms of the fitted rows' z-scores and of the held-out rows' scores, to tell drift.
+
+    The model rebuilds the rows it was fitted on a little better than others: their scores would
+    call every later day a drift. Of the fitted rows at most `REFERENCE_ROWS` are taken, spread
+    evenly.
 
     Returns
     -------
     edges
-        `(B + 1,)` float64, from `-clip` to `clip`; the last bin includes its upper edge.
+        `(F + 1, BINS - 1)` float32, see `drift.DriftReference`; the last row is the score's.
     counts
-        `(F, B)` int64.
+        `(F + 1, BINS)` int64.
     """
-    edges = np.linspace(-clip, clip, REFERENCE_BINS + 1)
-    counts = np.zeros((features, REFERENCE_BINS), np.int64)
-    offsets = np.arange(features) * REFERENCE_BINS
-    for z in chunks:
-        bins = ((z + clip) * (REFERENCE_BINS / (2 * clip))).astype(np.int64)
-        bins = np.clip(bins, 0, REFERENCE_BINS - 1) + offsets
-        counts += np.bincount(bins.ravel(), minlength=counts.size).reshape(counts.shape)
-    return edges, counts
+    some = fitted.thinned(REFERENCE_ROWS)
+    z = np.concatenate([z_scores(model.normaliser, *chunk) for chunk in some.chunks()])
+    columns = z, held_out.score.astype(np.float32)[:, None]
+    edges = [bin_edges(part) for part in columns]
+    counts = [reference_counts(part, at) for part, at in zip(columns, edges, strict=True)]
+    return np.concatenate(edges), np.concatenate(counts)

@@ -1,4 +1,4 @@
-"""`tapewatch train | score | inject | model`: parse, call, print. Heavy imports only inside."""
+"""`tapewatch train | score | drift | inject | model`: parse, call, print. Heavy imports inside."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
     """Add the offline commands to the command line."""
     app.command()(train)
     app.command()(score)
+    app.command()(drift)
     app.command()(inject)
     app.command()(demo)
     app.add_typer(model_app, name="model")
@@ -202,6 +203,52 @@ def score(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def drift(
+    ticks: Ticks,
+    model: Annotated[Path, typer.Option(help="Model folder.")],
+    more: MoreTicks = None,
+    file_format: FileFormatOption = None,
+    symbol: Symbol = None,
+    since: Since = None,
+    until: Until = None,
+    top: Annotated[int, typer.Option(min=1, help="Features to show.")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """Say how far files have moved from what a model was trained on, and in which features.
+
+    Example: tapewatch drift --ticks wednesday.dbn.zst --model model
+    """
+    from detector.artifact import read_artifact  # noqa: PLC0415
+    from detector.drift import MOVED, WATCH  # noqa: PLC0415
+    from detector.offline import drift_of_files  # noqa: PLC0415
+
+    artifact = read_artifact(model)
+    columns = ",".join(artifact.features.columns) or None
+    files = _files(ticks, more, file_format, columns, symbol, since, until)
+    with _bars() as bars:
+        task = bars.add_task("ticks", total=None)
+        found = drift_of_files(artifact, files, lambda n: bars.advance(task, n))
+    if as_json:
+        _print_json(
+            {
+                "rows": found.rows,
+                "score_psi": found.score,
+                "features_moved": found.moved,
+                "feature_psi": dict(found.top(len(found.names))),
+            }
+        )
+        return
+
+    def verdict(index: float) -> str:
+        return "moved" if index >= MOVED else "watch" if index >= WATCH else ""
+
+    table = Table("what", "stability index", "", title=f"{found.rows:,} ticks")
+    for name, index in [("the score", found.score), *found.top(top)]:
+        table.add_row(name, f"{index:.3f}", verdict(index))
+    out.print(table, highlight=False)
+    out.print(f"{found.moved} of {len(found.names)} features moved", highlight=False)
 
 
 def inject(

@@ -39,6 +39,7 @@ from detector.ticks import NS_PER_S, Batch
 from training.autoencoder import TwoStageDetector
 from training.calibrate import (
     Ask,
+    Scored,
     alarm_report,
     calibrate,
     reference_histograms,
@@ -198,7 +199,7 @@ def train(
             out,
             _manifest(spec, fitted, recipe, thresholds, parts, options, created, len(read.names)),
             fitted.model.weights,
-            _tables(fitted.model, thresholds, parts.fit),
+            _tables(fitted.model, thresholds, parts.fit, held_out),
             summary,
             {
                 "training_curves.png": training_curves((fitted.stage1, fitted.stage2)),
@@ -264,9 +265,11 @@ def _detector(options: Options) -> TwoStageDetector:
     return detector if options.epochs is None else detector.set_params(epochs=options.epochs)
 
 
-def _tables(model: TwoStageModel, thresholds: Thresholds, rows: Rows) -> dict[str, Any]:
+def _tables(
+    model: TwoStageModel, thresholds: Thresholds, rows: Rows, held_out: Scored
+) -> dict[str, Any]:
     tables = model.normaliser
-    edges, counts = reference_histograms(rows.normalised(tables), rows.features, tables.clip)
+    edges, counts = reference_histograms(model, rows, held_out)
     return {
         "keys": tables.keys,
         "centre": tables.centre,
