@@ -170,7 +170,7 @@ class Artifact:
         `keys` `(R-1,)` int64 ascending; `centre`, `scale` `(R, F)` float64; `threshold` `(R,)`
         float64; `threshold_own` `(R,)` bool; with method "pot" also `PEAK_TABLES`, `(R,)` float64
         each, see `thresholds.Peaks`; `reference_edges` `(F + 1, BINS - 1)` float32 and
-        `reference_counts` `(F + 1, BINS)` int64, see `drift.DriftReference`. Row 0 of the tables
+        `reference_counts` `(R, F + 1, BINS)` int32, see `drift.DriftReference`. Row 0 of the tables
         with R rows is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
     model_hash
         SHA-256 of the manifest file.
@@ -482,17 +482,17 @@ def _check_tables(
             "threshold": ((rows,), "float64"),
             "threshold_own": ((rows,), "bool"),
             "reference_edges": ((features + 1, BINS - 1), "float32"),
-            "reference_counts": ((features + 1, BINS), "int64"),
+            "reference_counts": ((rows, features + 1, BINS), "int32"),
             **dict.fromkeys(peaks, ((rows,), "float64")),
         },
     )
     if not (np.diff(tables["keys"]) > 0).all():
         raise ArtifactError(f"{path}: keys must ascend without repeats; train again")
     edges, counts = tables["reference_edges"], tables["reference_counts"]
-    if (np.diff(edges) < 0).any() or (counts < 0).any() or not (counts.sum(axis=1) > 0).all():
+    if (np.diff(edges) < 0).any() or (counts < 0).any() or (counts[0].sum(axis=1) == 0).any():
         raise ArtifactError(
-            f"{path}: reference_edges must ascend and reference_counts must not be negative or "
-            "empty; train again"
+            f"{path}: reference_edges must ascend, reference_counts must not be negative, nor "
+            "empty in row 0; train again"
         )
     for name in ("scale", "threshold", *peaks):
         if name != "tail_shape" and not (tables[name] > 0).all():

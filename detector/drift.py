@@ -13,7 +13,7 @@ Model Validation 14(4), 89-100: its expectation without drift, (B - 1)(1 / n + 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,27 +80,51 @@ WHOLE_FILE: Final = DriftSpec(every=1, window_s=0.0)
 class DriftReference:
     """What a model was trained on, as histograms.
 
+    Each instrument has its own, in bins that are the same for all. What is found is compared with
+    their mixture in the proportions in which the instruments were found: that one of them trades
+    more than it did, or is in another partition, is no drift.
+
     Parameters
     ----------
     names
         The F features.
     normaliser
-        The model's own: values are compared as z-scores, not clipped.
+        The model's own, of R rows: values are compared as z-scores, not clipped.
     edges
         `(F + 1, BINS - 1)` float32 lower edges of the bins but the first, inclusive; `NO_EDGE`
         behind the last where there are fewer. The last row is the score's.
     counts
-        `(F + 1, BINS)` int64 reference rows in each bin.
+        `(R, F + 1, BINS)` int32 reference rows in each bin. Row 0 holds all of them, as the
+        instruments that the model was not trained on are seen: with the pooled normaliser.
     """
 
     names: tuple[str, ...]
     normaliser: Normaliser
     edges: Float32
-    counts: Int64
+    counts: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DriftCounts:
+    """What was found.
+
+    Parameters
+    ----------
+    bins
+        `(F + 1, BINS)` int64 rows in each bin.
+    visits
+        `(R,)` int64 rows of each row of the normaliser's tables.
+    """
+
+    bins: Int64
+    visits: Int64
+
+    def __add__(self, other: DriftCounts) -> DriftCounts:
+        return DriftCounts(self.bins + other.bins, self.visits + other.visits)
 
 
 class DriftBook:
-    """The histograms of one input partition: two windows, `160 (F + 1)` bytes.
+    """The histograms of one input partition: two windows, `160 (F + 1) + 16 R` bytes.
 
     Parameters
     ----------
@@ -117,7 +141,8 @@ class DriftBook:
         self._inverse = 1.0 / np.ascontiguousarray(tables.scale)
         self._edges = np.ascontiguousarray(reference.edges.T)
         self._head = np.array([0, k.NEVER], np.int64)
-        self._counts = np.zeros((k.WINDOWS, *reference.counts.shape), np.int64)
+        self._counts = np.zeros((k.WINDOWS, *reference.counts.shape[1:]), np.int64)
+        self._visits = np.zeros((k.WINDOWS, len(tables.centre)), np.int64)
 
     def update(self, block: FeatureBlock, rows: npt.NDArray[np.int32], score: Float64) -> None:
         """Count one batch of the partition.
@@ -135,13 +160,15 @@ class DriftBook:
             self._edges,
             self._spec.every,
             round(self._spec.window_s * NS_PER_S),
-            self._head,
-            self._counts,
+            *self._state().values(),
         )
 
-    def counts(self) -> Int64:
-        """`(F + 1, BINS)` rows of the present window and the one before."""
-        return np.asarray(self._counts.sum(axis=0), np.int64)
+    def counts(self) -> DriftCounts:
+        """Return what the present window and the one before found."""
+        return DriftCounts(
+            np.asarray(self._counts.sum(axis=0), np.int64),
+            np.asarray(self._visits.sum(axis=0), np.int64),
+        )
 
     def snapshot(self) -> dict[str, npt.NDArray[Any]]:
         """Copy the state out.
@@ -149,7 +176,7 @@ class DriftBook:
         `restore` into a book of the same reference and spec, going on from there, equals going on
         here.
         """
-        return {"head": self._head.copy(), "counts": self._counts.copy()}
+        return {name: state.copy() for name, state in self._state().items()}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Replace the state by a snapshot.
@@ -160,7 +187,7 @@ class DriftBook:
             An array is missing, unknown, of another shape or type, or holds a negative count. The
             state is then unchanged.
         """
-        mine = {"head": self._head, "counts": self._counts}
+        mine = self._state()
         if set(arrays) != set(mine):
             raise ValueError(f"drift snapshot holds {sorted(arrays)}; needed: {sorted(mine)}")
         for name, state in mine.items():
@@ -170,10 +197,14 @@ class DriftBook:
                     f"drift snapshot: {name} is {found.dtype}{found.shape}, "
                     f"needed {state.dtype}{state.shape}"
                 )
-        if (arrays["counts"] < 0).any() or arrays["head"][k.WAITED] < 0:
+        if min(arrays["counts"].min(), arrays["visits"].min(), arrays["head"][k.WAITED]) < 0:
             raise ValueError("drift snapshot: holds a negative count")
         for name, state in mine.items():
             state[:] = arrays[name]
+
+    def _state(self) -> dict[str, Int64]:
+        """Return the arrays that change, in the order in which the kernel takes them."""
+        return {"head": self._head, "counts": self._counts, "visits": self._visits}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,37 +239,50 @@ class Drift:
         return int(np.count_nonzero(self.features >= MOVED))
 
 
-def drift_of(reference: DriftReference, counts: Iterable[Int64]) -> Drift:
-    """Compare the books of any number of partitions, taken together, with the reference."""
-    found = sum(counts, start=np.zeros_like(reference.counts))
-    index = np.maximum(0.0, stability(reference.counts, found) - expected(reference.counts, found))
-    return Drift(reference.names, index[:-1], float(index[-1]), int(found[-1].sum()))
+def drift_of(reference: DriftReference, found: DriftCounts) -> Drift:
+    """Compare what was found with the reference."""
+    rows = int(found.visits.sum())
+    if not rows:
+        nothing = np.zeros(len(reference.names))
+        return Drift(reference.names, nothing, 0.0, 0)
+    shares, size = _mixture(reference.counts, found.visits)
+    index = stability(shares, found.bins / rows) - expected(shares, rows, size)
+    index = np.maximum(0.0, index)
+    return Drift(reference.names, index[:-1], float(index[-1]), rows)
 
 
-def stability(reference: Int64, found: Int64) -> Float64:
-    """Return the population stability index of histograms `(..., B)`: `sum (p - q) ln(p / q)`.
+def stability(reference: Float64, found: Float64) -> Float64:
+    """Return the population stability index of shares `(..., B)`: `sum (p - q) ln(p / q)`.
 
-    Shares `p`, `q` below `LEAST_SHARE` count as that much. Without any row: 0.
+    Shares `p`, `q` below `LEAST_SHARE` count as that much.
     """
-    q = np.maximum(_shares(reference), LEAST_SHARE)
-    p = np.maximum(_shares(found), LEAST_SHARE)
-    index = ((p - q) * np.log(p / q)).sum(axis=-1)
-    return np.where(found.sum(axis=-1) > 0, index, 0.0)
+    q, p = np.maximum(reference, LEAST_SHARE), np.maximum(found, LEAST_SHARE)
+    return np.asarray(((p - q) * np.log(p / q)).sum(axis=-1))
 
 
-def expected(reference: Int64, found: Int64) -> Float64:
+def expected(reference: Float64, rows: float, size: Float64) -> Float64:
     """Return the index to expect of `n` independent rows without drift: `(B - 1)(1/n + 1/m)`.
 
-    `B` bins hold reference rows, `m` of them in all. Neighbouring ticks are not independent: they
-    are worth fewer rows, and the index of an undrifted market lies above this.
+    `B` bins hold reference rows, `m` of them (`size`) in all. Neighbouring ticks are not
+    independent: they are worth fewer rows, and the index of an undrifted market lies above this.
     """
     bins = np.count_nonzero(reference, axis=-1)
-    n, m = found.sum(axis=-1), reference.sum(axis=-1)
-    return np.asarray((bins - 1) * (1.0 / np.maximum(n, 1) + 1.0 / np.maximum(m, 1)))
+    return np.asarray((bins - 1) * (1.0 / rows + 1.0 / size))
 
 
-def _shares(counts: Int64) -> Float64:
-    return np.asarray(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1))
+def _mixture(counts: npt.NDArray[np.int32], visits: Int64) -> tuple[Float64, Float64]:
+    """Shares `(F + 1, BINS)` of the instruments' histograms as they were visited, and their size.
+
+    The size `(F + 1,)` is that of one sample with the same variance: 1 / sum of w^2 / m.
+    """
+    seen = np.flatnonzero(visits)
+    weight = visits[seen, None] / visits.sum()
+    size = counts[seen].sum(axis=2, dtype=np.int64)
+    # An instrument without reference rows of its own, as one without held-out scores, takes all's.
+    mine = np.where(size[:, :, None] > 0, counts[seen], counts[0])
+    size = mine.sum(axis=2, dtype=np.int64)
+    shares = np.einsum("re,reb->eb", weight / size, mine)
+    return shares, 1.0 / (weight**2 / size).sum(axis=0)
 
 
 def bin_edges(columns: Float32) -> Float32:
@@ -259,19 +303,21 @@ def bin_edges(columns: Float32) -> Float32:
     return edges
 
 
-def reference_counts(columns: Float32, edges: Float32) -> Int64:
-    """Histograms `(E, BINS)` of `(m, E)` columns."""
-    counts = np.zeros((len(edges), BINS), np.int64)
-    k.count_columns(np.ascontiguousarray(columns), np.ascontiguousarray(edges.T), counts)
-    return counts
+def count_by_row(
+    columns: Float32, rows: npt.NDArray[np.int32], edges: Float32, counts: npt.NDArray[np.int32]
+) -> None:
+    """Add `(m, E)` columns to histograms `(R, E, BINS)`, each row to its own of `rows` `(m,)`."""
+    k.count_columns(np.ascontiguousarray(columns), rows, np.ascontiguousarray(edges.T), counts)
 
 
-def z_scores(normaliser: Normaliser, values: npt.NDArray[np.floating[Any]], keys: Int64) -> Float32:
-    """z-scores of `(n, F)` values as a `DriftBook` takes them: not clipped."""
+def z_scores(
+    normaliser: Normaliser, values: npt.NDArray[np.floating[Any]], rows: npt.NDArray[np.int32]
+) -> Float32:
+    """z-scores of `(n, F)` values by table row, as a `DriftBook` takes them: not clipped."""
     out = np.empty(values.shape, np.float32)
     k.standardise(
         read_only(values),
-        read_only(normaliser.rows_for(keys)),
+        read_only(rows),
         np.ascontiguousarray(normaliser.centre),
         1.0 / np.ascontiguousarray(normaliser.scale),
         out,

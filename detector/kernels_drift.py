@@ -48,15 +48,25 @@ def standardise(
 
 
 @njit(cache=True, nogil=True)
-def count_columns(columns: Float32s, edges: Float32s, counts: Int64s) -> None:
-    """Add each row of `columns` `(n, E)` to `counts` `(E, B)`; edges as in `count_rows`."""
+def count_columns(
+    columns: Float32s,
+    rows: npt.NDArray[np.int32],
+    edges: Float32s,
+    counts: npt.NDArray[np.int32],
+) -> None:
+    """Add each row of `columns` `(n, E)` to `counts` `(R, E, B)`; the rest as in `count_rows`."""
     places = np.empty(columns.shape[1], np.int32)
     for i in range(columns.shape[0]):
-        _count(columns[i], edges, places, counts)
+        _count(columns[i], edges, places, counts[rows[i]])
 
 
 @njit(cache=True, nogil=True)
-def _count(row: Float32s, edges: Float32s, places: npt.NDArray[np.int32], counts: Int64s) -> None:
+def _count(
+    row: Float32s,
+    edges: Float32s,
+    places: npt.NDArray[np.int32],
+    counts: npt.NDArray[np.integer],
+) -> None:
     # Edge by edge over all columns, not column by column over its edges: this way round the
     # comparisons have no branch and take eight columns at once.
     places[:] = 0
@@ -81,6 +91,7 @@ def count_rows(
     window_ns: int,
     head: Int64s,
     counts: Int64s,
+    visits: Int64s,
 ) -> None:
     """Count every so many ready ticks' values into the bins of the reference.
 
@@ -98,8 +109,8 @@ def count_rows(
         A ready tick is sampled after `every - 1` that are not.
     window_ns
         Length of a window of event time; windows begin at its multiples. 0: one window for ever.
-    head, counts : (HEAD,) and (WINDOWS, F + 1, B) int64
-        State, changed in place.
+    head, counts, visits : (HEAD,), (WINDOWS, F + 1, B) and (WINDOWS, R) int64
+        State, changed in place; visits say how many of the rows each row of the tables had.
     """
     features = values.shape[1]
     z = np.empty((1, features), np.float32)
@@ -117,11 +128,15 @@ def count_rows(
         if window > head[WINDOW]:
             if head[WINDOW] != NEVER and window == head[WINDOW] + 1:
                 counts[BEFORE] = counts[PRESENT]
+                visits[BEFORE] = visits[PRESENT]
             else:
                 counts[BEFORE] = 0
+                visits[BEFORE] = 0
             counts[PRESENT] = 0
+            visits[PRESENT] = 0
             head[WINDOW] = window
         standardise(values[i : i + 1], rows[i : i + 1], centre, inverse_scale, z)
         row[:features] = z[0]
         row[features] = np.float32(score[i])
         _count(row, edges, places, counts[PRESENT])
+        visits[PRESENT, rows[i]] += 1

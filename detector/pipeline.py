@@ -206,7 +206,8 @@ class Pipeline:
         books = list(self._drift.values())  # at once: another thread may add one
         if spec is None or not books:
             return None
-        found = drift_of(self._scorer.reference, [book.counts() for book in books])
+        counts = [book.counts() for book in books]
+        found = drift_of(self._scorer.reference, sum(counts[1:], start=counts[0]))
         return found if found.rows >= spec.least_rows else None
 
     def _bank(self, partition: int) -> FeatureBank:

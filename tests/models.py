@@ -139,7 +139,7 @@ def folder_contents(
         "reference_edges": np.tile(
             np.linspace(-1.3, 1.3, BINS - 1, dtype=np.float32), (features + 1, 1)
         ),
-        "reference_counts": np.full((features + 1, BINS), 1_000, np.int64),
+        "reference_counts": np.full((rows, features + 1, BINS), 1_000, np.int32),
     }
     if budget is not None:
         tables |= dict.fromkeys(PEAK_TABLES, np.full(rows, 0.4))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detector import kernels_thresholds as k
-from detector.drift import bin_edges, reference_counts, z_scores
+from detector.drift import BINS, bin_edges, count_by_row, z_scores
 from detector.events import EpisodePolicy
 from detector.model import TwoStageModel
 from detector.scorer import TwoStageScorer
@@ -209,7 +209,7 @@ def alarm_report(thresholds: Thresholds, scored: Scored) -> dict[str, object]:
 
 def reference_histograms(
     model: TwoStageModel, fitted: Rows, held_out: Scored
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Histograms of the fitted rows' z-scores and of the held-out rows' scores, to tell drift.
 
     The model rebuilds the rows it was fitted on a little better than others: their scores would
@@ -221,11 +221,24 @@ def reference_histograms(
     edges
         `(F + 1, BINS - 1)` float32, see `drift.DriftReference`; the last row is the score's.
     counts
-        `(F + 1, BINS)` int64.
+        `(R, F + 1, BINS)` int32.
     """
+    tables = model.normaliser
     some = fitted.thinned(REFERENCE_ROWS)
-    z = np.concatenate([z_scores(model.normaliser, *chunk) for chunk in some.chunks()])
-    columns = z, held_out.score.astype(np.float32)[:, None]
-    edges = [bin_edges(part) for part in columns]
-    counts = [reference_counts(part, at) for part, at in zip(columns, edges, strict=True)]
-    return np.concatenate(edges), np.concatenate(counts)
+    values = np.concatenate([values for values, _ in some.chunks()])
+    rows = tables.rows_for(np.concatenate([keys for _, keys in some.chunks()]))
+    own = z_scores(tables, values, rows)
+    pooled = z_scores(tables, values, np.zeros_like(rows))
+    score = held_out.score.astype(np.float32)[:, None]
+    parts = []
+    for mine, everyone, where in ((own, pooled, rows), (score, score, held_out.rows)):
+        edges = bin_edges(mine)
+        counts = np.zeros((len(tables.centre), len(edges), BINS), np.int32)
+        count_by_row(mine, where, edges, counts)
+        counts[0] = 0  # everyone's, by the pooled normaliser
+        count_by_row(everyone, np.zeros_like(where), edges, counts)
+        parts.append((edges, counts))
+    return (
+        np.concatenate([edges for edges, _ in parts]),
+        np.concatenate([counts for _, counts in parts], axis=1),
+    )
