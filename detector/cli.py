@@ -194,7 +194,7 @@ def topics_create(
     replication: Annotated[int, typer.Option(min=1, help="Copies of every partition.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Create the topics for ticks, anomalies and dead letters where they do not exist yet.
+    """Create the topics for ticks, anomalies, dead letters and, if configured, latents.
 
     Example: tapewatch topics create --bootstrap localhost:9092 --partitions 8
     """
@@ -209,6 +209,8 @@ def topics_create(
         TopicPlan(topics.anomalies, partitions, {}),
         TopicPlan(topics.dead_letters, 1, dead_letter_limit),
     ]
+    if topics.latents is not None:
+        plans.append(TopicPlan(topics.latents, partitions, {}))
     results = create_topics(connection_of(settings), plans, replication)
     if as_json:
         _print_json(results)

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from detector.drift import DriftSpec
 from detector.errors import RefusedError
 from detector.events import EpisodePolicy
 
@@ -122,17 +123,25 @@ class TopicsConfig(_Section):
         default="anomalies.dlq", description="Messages that could not be decoded, byte for byte."
     )
 
+    latents: str | None = Field(
+        default=None,
+        description="Latents of the scored ticks, keyed by symbol, see docs/latents.md; default: "
+        "they are not published.",
+    )
+
     @field_validator("*")
     @classmethod
-    def _legal(cls, name: str) -> str:
+    def _legal(cls, name: str | None) -> str | None:
+        if name is None:
+            return name
         if not _TOPIC.match(name) or name in {".", ".."}:
             raise ValueError("a topic name has 1 to 249 of the characters a-z A-Z 0-9 . _ -")
         return name
 
     @model_validator(mode="after")
     def _distinct(self) -> TopicsConfig:
-        if len({self.ticks, self.anomalies, self.dead_letters}) < 3:
-            raise ValueError("ticks, anomalies and dead_letters must be three different topics")
+        if len({self.ticks, self.anomalies, self.dead_letters, self.latents}) < 4:
+            raise ValueError("ticks, anomalies, dead_letters and latents must be different topics")
         return self
 
 
@@ -233,6 +242,33 @@ class ThresholdsConfig(_Section):
     )
 
 
+class DriftConfig(_Section):
+    """What the drift metrics are from; docs/drift.md says how to read them."""
+
+    every: int = Field(
+        default=DriftSpec.every,
+        ge=1,
+        le=1_000_000,
+        description="One scored tick in so many is compared; an odd number, and 1 for slow series.",
+    )
+    window_s: float = Field(
+        default=DriftSpec.window_s,
+        gt=0,
+        lt=1e9,
+        description="Length of a window of event time, in seconds; the present one and the one "
+        "before are compared. 86400: from midnight UTC.",
+    )
+    least_rows: int = Field(
+        default=DriftSpec.least_rows,
+        ge=1,
+        description="Compared ticks below which nothing is told.",
+    )
+
+    def spec(self) -> DriftSpec:
+        """Return the same as the pipeline's own type."""
+        return DriftSpec(self.every, self.window_s, self.least_rows)
+
+
 class CommitConfig(_Section):
     """When input offsets are committed."""
 
@@ -275,6 +311,7 @@ class Config(_Section):
     features: FeaturesConfig = FeaturesConfig()
     episodes: EpisodesConfig = EpisodesConfig()
     thresholds: ThresholdsConfig = ThresholdsConfig()
+    drift: DriftConfig = DriftConfig()
     commit: CommitConfig = CommitConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()

@@ -19,7 +19,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -34,6 +34,7 @@ from detector.kafka import (
     Publisher,
     TickConsumer,
 )
+from detector.latents import LatentMessage, latent_messages
 from detector.ledger import Ledger, Ticket
 from detector.metrics import STALE_AFTER_S, Metrics
 from detector.pipeline import Outcome, Pipeline, Prepared
@@ -49,6 +50,7 @@ _QUEUED_BATCHES: Final = 2
 _ALONE_TICKS: Final = 1024
 """Up to here a micro-batch is decided by the thread that took it in, if nothing is under way."""
 _BEAT_LIMIT_S: Final = 30.0
+_DRIFT_INTERVAL_S: Final = 10.0
 _CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
 _DEAD_LETTER_KEY_BYTES: Final = 1024
@@ -67,6 +69,8 @@ class Settings:
     ----------
     anomalies, dead_letters, ticks
         Topic names.
+    latents
+        Topic for the latents, which the pipeline's scores then must carry; None: not published.
     max_batch_size, max_delay_s
         Bounds of a micro-batch: ticks, and the time its first tick may wait, in seconds.
     commit_interval_s
@@ -78,6 +82,7 @@ class Settings:
     ticks: str
     anomalies: str
     dead_letters: str
+    latents: str | None = None
     max_batch_size: int = 4096
     max_delay_s: float = 0.001
     commit_interval_s: float = 1.0
@@ -94,6 +99,7 @@ class _Work:
     generations: Mapping[int, int]
     ticket: Ticket
     outcome: Outcome | None = None  # where it was decided already and only has to be published
+    latents: Sequence[LatentMessage] = ()
 
 
 @dataclass(slots=True)
@@ -159,6 +165,7 @@ class Daemon:
         self._ticks_per_message = 1.0
         self._beat = time.monotonic()
         self._commit_due = 0.0
+        self._drift_due = 0.0
         self._commit_errors_seen = 0
         self._started = False
         self._winding_down = False
@@ -220,7 +227,10 @@ class Daemon:
 
     def _wait_for_topics(self) -> None:
         """Wait with backoff until a broker answers; refuse to start without the topics."""
-        wanted = (self._settings.ticks, self._settings.anomalies, self._settings.dead_letters)
+        names = self._settings
+        wanted = [names.ticks, names.anomalies, names.dead_letters]
+        if names.latents is not None:
+            wanted.append(names.latents)
         wait_s = 0.5
         while not self._stop.is_set():
             self._beat = time.monotonic()
@@ -344,7 +354,8 @@ class Daemon:
             return
         try:
             self._decide(work)
-            if work.outcome is None or len(work.outcome.events) <= self._publisher.room:
+            events = () if work.outcome is None else work.outcome.events
+            if len(events) + len(work.latents) <= self._publisher.room:
                 self._publish(work)
                 return
         except BaseException as error:  # as on the decision thread: `run` raises it
@@ -385,6 +396,11 @@ class Daemon:
             pipeline.open_episodes(),
             self._consumer.lag(self._assigned.positions),
         )
+        if self._beat >= self._drift_due:
+            drift = pipeline.drift()
+            self._metrics.observe_drift(drift)
+            if drift is not None:
+                self._drift_due = self._beat + _DRIFT_INTERVAL_S
         for key, kept, refused in pipeline.symbols.take_collisions():
             self._metrics.symbol_collisions.inc()
             _log.warning("symbol refused, its key is taken", key=key, kept=kept, refused=refused)
@@ -467,7 +483,15 @@ class Daemon:
             if work.generations[part.batch.partition] == generations.get(part.batch.partition, 0)
         ]
         began = time.perf_counter()
-        work.outcome = self._pipeline.finish(ours) if ours else None
+        outcome = work.outcome = self._pipeline.finish(ours) if ours else None
+        if outcome is not None and self._settings.latents is not None:
+            work.latents = [
+                message
+                for part, scores in zip(ours, outcome.scores, strict=True)
+                for message in latent_messages(
+                    part.batch, part.block, scores, self._pipeline.model_hash
+                )
+            ]
         self._metrics.stage.labels("scoring").observe(time.perf_counter() - began)
 
     def _publish(self, work: _Work) -> None:
@@ -478,6 +502,8 @@ class Daemon:
         if outcome is not None:
             for event in outcome.events:
                 self._publish_event(work, event)
+            for message in work.latents:
+                self._publish_latents(work.ticket, message)
             self._observe(outcome)
         work.ticket.finish()
         self._metrics.stage.labels("publishing").observe(time.perf_counter() - began)
@@ -511,6 +537,24 @@ class Daemon:
             event.to_json(time.time_ns()),
             event.headers(),
             acknowledged,
+        )
+
+    def _publish_latents(self, ticket: Ticket, message: LatentMessage) -> None:
+        """Publish an instrument's latents, keyed as its events are."""
+        name = self._pipeline.symbols.name(message.key)
+        rows = len(message)
+
+        def acknowledged(error: str | None) -> None:
+            if error is not None:
+                self._refused(f"latents of {name} were refused by Kafka: {error}")
+                return
+            self._metrics.latent_messages.inc()
+            self._metrics.latents.inc(rows)
+            ticket.acknowledge()
+
+        ticket.expect()
+        self._publisher.publish(
+            self._settings.latents or "", name.encode(), bytes(message), (), acknowledged
         )
 
     def _latency_start(self, work: _Work, event: AnomalyEvent) -> float | None:

@@ -43,7 +43,7 @@ MOVED: Final = 0.25
 """The customary limits: below the first nothing to speak of, from the second on another market."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DriftSpec:
     """Which ticks are compared.
 

@@ -1,7 +1,7 @@
 """Prometheus collectors on an injected registry, observed once a micro-batch.
 
-Labels come from small fixed sets: partition, stage, reason, flag, phase, severity. Never an
-instrument. `docs/metrics.md` describes each metric.
+Labels come from small fixed sets: partition, stage, reason, flag, phase, severity, and the model's
+features, ten of them at a time. Never an instrument. `docs/metrics.md` describes each metric.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from detector import __version__
+from detector.drift import MOVED, Drift
 from detector.events import PHASES, SEVERITIES
 from detector.ticks import DROPPED, Quality
 from detector.wire import REASONS
@@ -31,6 +32,7 @@ LATENCY_BUCKETS_S: Final = (
 )
 STAGES: Final = ("batching", "decode", "features", "scoring", "publishing")
 STALE_AFTER_S: Final = 60.0
+DRIFT_FEATURES: Final = 10
 
 
 @njit(cache=True, nogil=True)
@@ -108,6 +110,38 @@ class ArrayHistogram(Collector):
         yield family
 
 
+class PresentGauge(Collector):
+    """A gauge that tells only what is known now: what `set` left out has no series any more.
+
+    Parameters
+    ----------
+    name, documentation
+        As for any collector.
+    label
+        Name of the one label; "" for none.
+    """
+
+    def __init__(self, name: str, documentation: str, label: str = "") -> None:
+        self._name, self._documentation = name, documentation
+        self._labelnames = (label,) if label else ()
+        self._values: Mapping[str, float] = {}
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Replace all values, by label; without a label, the only one has the name ""."""
+        self._values = dict(values)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Give name and meaning to the registry."""
+        yield GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Give the present state to the registry."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for label, value in self._values.items():
+            family.add_metric([label] if self._labelnames else [], value)
+        yield family
+
+
 class Metrics:
     """Everything `/metrics` tells about the daemon.
 
@@ -150,6 +184,16 @@ class Metrics:
             ["phase", "severity"],
             registry=registry,
         )
+        self.latents = Counter(
+            "tapewatch_latents",
+            "Ticks whose latent was acknowledged by the latent topic.",
+            registry=registry,
+        )
+        self.latent_messages = Counter(
+            "tapewatch_latent_messages",
+            "Messages acknowledged by the latent topic.",
+            registry=registry,
+        )
         self.publish_failures = Counter(
             "tapewatch_publish_failures", "Records Kafka refused for good.", registry=registry
         )
@@ -186,6 +230,25 @@ class Metrics:
         self.score = ArrayHistogram("tapewatch_score", "Anomaly score of scored ticks.")
         registry.register(self.error)
         registry.register(self.score)
+        self.feature_psi = PresentGauge(
+            "tapewatch_feature_psi",
+            f"Population stability index of the {DRIFT_FEATURES} features that moved furthest from "
+            "the training; none before there are enough ticks.",
+            "feature",
+        )
+        self.features_moved = PresentGauge(
+            "tapewatch_features_moved",
+            f"How many features have a population stability index of {MOVED} or more.",
+        )
+        self.score_psi = PresentGauge(
+            "tapewatch_score_psi",
+            "Population stability index of the score against the calibration part's.",
+        )
+        self.drift_rows = PresentGauge(
+            "tapewatch_drift_rows", "Sampled ticks that the stability indices are from."
+        )
+        for gauge in (self.feature_psi, self.features_moved, self.score_psi, self.drift_rows):
+            registry.register(gauge)
         self.lag = Gauge(
             "tapewatch_consumer_lag_messages",
             "Messages not yet processed, by partition.",
@@ -240,6 +303,17 @@ class Metrics:
             self.dropped.labels(reason).inc(n)
         for flag, n in flagged.items():
             self.flagged.labels(flag).inc(n)
+
+    def observe_drift(self, drift: Drift | None) -> None:
+        """Tell how far what is scored has moved from the training, as far as it is known."""
+        if drift is None:
+            for gauge in (self.feature_psi, self.features_moved, self.score_psi, self.drift_rows):
+                gauge.set({})
+            return
+        self.feature_psi.set(dict(drift.top(DRIFT_FEATURES)))
+        self.features_moved.set({"": drift.moved})
+        self.score_psi.set({"": drift.score})
+        self.drift_rows.set({"": drift.rows})
 
     def observe_partitions(
         self,

@@ -183,6 +183,11 @@ class Pipeline:
         self._thresholds.pop(partition, None)
         self._drift.pop(partition, None)
 
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the model's manifest, in hex."""
+        return self._scorer.model_hash
+
     def tracked_instruments(self) -> dict[int, int]:
         """Instruments tracked now, by partition."""
         return {partition: bank.instruments for partition, bank in self._banks.items()}
@@ -207,8 +212,9 @@ class Pipeline:
         if spec is None or not books:
             return None
         counts = [book.counts() for book in books]
-        found = drift_of(self._scorer.reference, sum(counts[1:], start=counts[0]))
-        return found if found.rows >= spec.least_rows else None
+        found = sum(counts[1:], start=counts[0])
+        enough = found.visits.sum() >= spec.least_rows
+        return drift_of(self._scorer.reference, found) if enough else None
 
     def _bank(self, partition: int) -> FeatureBank:
         if partition not in self._banks:

@@ -239,6 +239,11 @@ class Scorer:
         """Where rows are scored: "cpu" or "gpu"."""
         return self._scorer.device
 
+    @property
+    def latent_width(self) -> int:
+        """Columns of the latent."""
+        return len(self._scorer.model.weights["stage2.centre"])
+
     def warm(self) -> None:
         """Compile everything; the first `score` is then as fast as the others."""
         self._scorer.warm()
@@ -254,8 +259,7 @@ class Scorer:
             Whether to return the latent too.
         """
         model, n = self._scorer.model, len(block.values)
-        width = len(model.weights["stage2.centre"])
-        latents = np.empty((n, width), np.float32) if latent else None
+        latents = np.empty((n, self.latent_width), np.float32) if latent else None
         errors, excess, rows = self._scorer.errors(block.values, block.keys, block.ready, latents)
         return ScoreBlock(
             stage1=errors[0],

@@ -24,6 +24,7 @@ from prometheus_client import (
 from detector.artifact import Artifact, read_artifact
 from detector.config import Config, ConfigError
 from detector.daemon import Daemon, Observer, Settings
+from detector.drift import DriftSpec
 from detector.endpoints import HttpServer
 from detector.features import FeatureSpec
 from detector.kafka import Connection, Publisher, TickConsumer
@@ -95,7 +96,8 @@ def warm_up(features: FeatureSpec, scorer: Scorer) -> None:
         )
     else:
         batch = TickBatch.from_ticks(empty_ticks(n))
-    Pipeline(features, scorer, PipelineSpec(max_instruments=4)).process(batch)
+    spec = PipelineSpec(max_instruments=4, drift=DriftSpec())
+    Pipeline(features, scorer, spec).process(batch)
 
 
 class Service:
@@ -206,12 +208,15 @@ class Service:
             max_instruments=config.features.max_instruments,
             policy=config.episodes.policy(),
             adapt=config.thresholds.adapt,
+            latent=topics.latents is not None,
+            drift=config.drift.spec(),
         )
         return Daemon(
             Settings(
                 ticks=topics.ticks,
                 anomalies=topics.anomalies,
                 dead_letters=topics.dead_letters,
+                latents=topics.latents,
                 max_batch_size=config.batch.max_size,
                 max_delay_s=config.batch.max_delay_ms / 1e3,
                 commit_interval_s=config.commit.interval_ms / 1e3,

@@ -104,7 +104,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     [
         ("not toml", "not valid TOML"),
         ("[topics]\nticks = 'a b'\n", "a topic name has"),
-        ("[topics]\nticks = 'x'\nanomalies = 'x'\n", "three different topics"),
+        ("[topics]\nticks = 'x'\nanomalies = 'x'\n", "must be different topics"),
         ("[batch]\nmax_delay_ms = nan\n", "finite"),
         ("kafka = 3\n", "kafka"),
     ],
