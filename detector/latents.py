@@ -7,6 +7,7 @@ no Kafka client.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,12 +142,12 @@ def latent_messages(
     keys = block.keys[ready]
     order = np.argsort(keys, kind="stable")
     rows, keys = ready[order], keys[order]
-    starts = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1)) if len(keys) else keys
+    edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
     most = max(1, (MOST_BYTES - HEADER.size) // row_bytes(scores.latent.shape[1]))
     ts, offsets, indices = block.ts[rows], batch.offsets[rows], batch.indices[rows]
     latent = scores.latent[rows]
     model = bytes.fromhex(model_hash)[:16]
-    for first, end in zip(starts.tolist(), [*starts[1:].tolist(), len(keys)], strict=True):
+    for first, end in itertools.pairwise(edges):
         for start in range(first, end, most):
             part = slice(start, min(start + most, end))
             yield LatentMessage(

@@ -51,6 +51,15 @@ SCHEMA: Final = pa.schema(
 dropped, the threshold is what would have applied."""
 
 
+def score_schema(latent_width: int = 0) -> pa.Schema:
+    """Return the columns of a score file: `SCHEMA`, then `latent_0` and so on, float32.
+
+    Latents are null where errors are.
+    """
+    names = [f"latent_{j}" for j in range(latent_width)]
+    return pa.schema([*SCHEMA, *((name, pa.float32()) for name in names)])
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """Files of ticks, or of vectors.
@@ -143,6 +152,8 @@ def score_files(
     tell: Callable[[int], None] | None = None,
     pipeline_spec: PipelineSpec | None = None,
     events: Path | None = None,
+    *,
+    latent: bool = False,
 ) -> ScoreSummary:
     """Score files through the pipeline and write one row per tick to a Parquet file.
 
@@ -163,21 +174,25 @@ def score_files(
         Topic name, caps and episode policy; the defaults of the daemon.
     events
         File for the events too, one JSON object a line; `ts_detected` is 0, nobody waited for them.
+    latent
+        Whether to write the latent too.
     """
-    symbols = SymbolMap()
-    pipeline = Pipeline(artifact.features, Scorer(artifact), pipeline_spec, symbols)
+    symbols, scorer = SymbolMap(), Scorer(artifact)
+    spec = replace(pipeline_spec or PipelineSpec(), latent=latent)
+    pipeline = Pipeline(artifact.features, scorer, spec, symbols)
+    schema = score_schema(scorer.latent_width if latent else 0)
     rows: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {"events": Counter(), "dropped": Counter()}
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(staged(out))
-        writer = stack.enter_context(pq.ParquetWriter(path, SCHEMA, compression="zstd"))
+        writer = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
         lines = None
         if events is not None:
             lines = stack.enter_context(stack.enter_context(staged(events, "--events")).open("wb"))
         for batch in files.batches(artifact.features):
             outcome = pipeline.process(batch)
             block, scores = outcome.blocks[0], outcome.scores[0]
-            writer.write_table(_table(block, scores, symbols))
+            writer.write_table(_table(block, scores, symbols, schema))
             if lines is not None:
                 lines.writelines(event.to_json(0) + b"\n" for event in outcome.events)
             rows["rows"] += len(block)
@@ -222,12 +237,14 @@ def drift_of_files(
     return found
 
 
-def _table(block: FeatureBlock, scores: ScoreBlock, symbols: SymbolMap) -> pa.Table:
+def _table(
+    block: FeatureBlock, scores: ScoreBlock, symbols: SymbolMap, schema: pa.Schema
+) -> pa.Table:
     keys, codes = np.unique(block.keys, return_inverse=True)
     names = [symbols.name(key) for key in keys.tolist()]
     unscored = ~block.ready
 
-    def measured(column: npt.NDArray[np.float64]) -> "pa.Array[Any]":  # noqa: UP037 - types only
+    def measured(column: npt.NDArray[np.floating]) -> "pa.Array[Any]":  # noqa: UP037 - types only
         return pa.array(column, mask=unscored)
 
     columns = {
@@ -242,7 +259,9 @@ def _table(block: FeatureBlock, scores: ScoreBlock, symbols: SymbolMap) -> pa.Ta
         "anomaly": pa.array(scores.anomaly),
         "ready": pa.array(block.ready),
     }
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    if scores.latent is not None:
+        columns |= {f"latent_{j}": measured(c) for j, c in enumerate(scores.latent.T)}
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 @contextlib.contextmanager

@@ -9,19 +9,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
 from detector.daemon import Daemon, DaemonFailedError, Settings
+from detector.drift import Drift
 from detector.events import AnomalyEvent, Source
 from detector.kafka import Acknowledge, Health, PartitionMessages
+from detector.latents import LatentMessage
 from detector.metrics import Metrics
 from detector.pipeline import Outcome, Prepared
+from detector.scorer import ScoreBlock
 from detector.symbols import SymbolMap
 from detector.ticks import TickBatch, empty_ticks
 from detector.wire import Decoded, Rejected
+from tests.models import block_of
 
 TOPICS = {"ticks": 1, "anomalies": 1, "anomalies.dlq": 1}
 WAIT_S = 30.0
@@ -164,6 +169,7 @@ class EveryTickIsAnEvent:
         self.symbols = SymbolMap()
         self.released: list[int] = []
         self.finished = 0
+        self.scores: tuple[Any, ...] = ()
         self.before_finish: Callable[[], None] = lambda: None
 
     def prepare(self, batch: TickBatch) -> Prepared:
@@ -177,7 +183,10 @@ class EveryTickIsAnEvent:
         events = tuple(
             event_at(p.batch.partition, int(offset)) for p in prepared for offset in p.batch.offsets
         )
-        return Outcome(events, (), (), {}, {})
+        return Outcome(events, (), self.scores, {}, {})
+
+    def drift(self) -> None:
+        """Nothing is known."""
 
     def release(self, partition: int) -> None:
         """Keep what was released."""
@@ -222,10 +231,16 @@ def event_at(partition: int, offset: int) -> AnomalyEvent:
 class Rig:
     """A daemon between doubles, run in a thread of its own."""
 
-    def __init__(self, *script: list[PartitionMessages], sink: Sink | None = None) -> None:
+    def __init__(
+        self,
+        *script: list[PartitionMessages],
+        sink: Sink | None = None,
+        pipeline: EveryTickIsAnEvent | None = None,
+        latents: str | None = None,
+    ) -> None:
         self.consumer = ScriptedConsumer(script)
         self.sink = sink or Sink()
-        self.pipeline = EveryTickIsAnEvent()
+        self.pipeline = pipeline or EveryTickIsAnEvent()
         self.registry = CollectorRegistry()
         self.error: BaseException | None = None
 
@@ -234,7 +249,7 @@ class Rig:
             return self.consumer
 
         self.daemon = Daemon(
-            Settings("ticks", "anomalies", "anomalies.dlq", commit_interval_s=0.01),
+            Settings("ticks", "anomalies", "anomalies.dlq", latents, commit_interval_s=0.01),
             cast("Any", self.pipeline),
             EveryMessageIsATick(),
             consumer,
@@ -543,3 +558,109 @@ def test_dead_letter_with_a_refused_key_goes_without_it() -> None:
     assert headers["tapewatch_key_truncated_from"] == b"3"
     assert len(headers["tapewatch_key_sha256"]) == 64
     assert rig.error is None
+
+
+class EveryTickHasALatent(EveryTickIsAnEvent):
+    """A pipeline: each tick is scored and has a latent, none is an event."""
+
+    model_hash = "ab" * 32
+
+    def prepare(self, batch: TickBatch) -> Prepared:
+        """Every tick is ready."""
+        n = len(batch)
+        values = np.zeros((n, 1), np.float32)
+        return Prepared(batch, block_of(values, np.arange(n, dtype=np.int64) % 2))
+
+    def finish(self, prepared: Sequence[Prepared]) -> Outcome:
+        """The latent is the tick's offset."""
+        self.finished += 1
+        scores = []
+        for part in prepared:
+            n = len(part.batch)
+            found = ScoreBlock(*np.zeros((5, n)), np.zeros(n, np.int32))
+            latent = part.batch.offsets[:, None].astype(np.float32)
+            scores.append(replace(found, latent=latent))
+        return Outcome((), tuple(p.block for p in prepared), tuple(scores), {}, {})
+
+
+def with_latents(*script: list[PartitionMessages], sink: Sink | None = None) -> Rig:
+    """A daemon that publishes latents."""
+    rig = Rig(*script, sink=sink, pipeline=EveryTickHasALatent(), latents="latents")
+    rig.consumer.known = {**TOPICS, "latents": 1}
+    return rig
+
+
+def test_latents_are_one_message_an_instrument_and_keyed() -> None:
+    """A micro-batch's latents: a message for each of its instruments, counted with their rows."""
+    with with_latents([part([b"t"] * 5, 10)]) as rig:
+        until(lambda: rig.consumer.committed == {0: 15})
+        found = [LatentMessage.parse(record[2] or b"") for record in rig.sink.records]
+        assert [m.offsets.tolist() for m in found] == [[10, 12, 14], [11, 13]]
+        assert [m.latent[:, 0].tolist() for m in found] == [[10, 12, 14], [11, 13]]
+        assert {record[0] for record in rig.sink.records} == {"latents"}
+        assert [record[1] for record in rig.sink.records] == [b"0:0", b"0:1"]
+        assert rig.value("tapewatch_latents_total") == 5
+        assert rig.value("tapewatch_latent_messages_total") == 2
+    assert rig.error is None
+
+
+def test_latents_are_acknowledged_before_offsets_are_committed() -> None:
+    """While one latent message has no answer, nothing of its micro-batch is committed."""
+    sink = Sink()
+    sink.hold = True
+    with with_latents([part([b"t"] * 3, 10)], sink=sink) as rig:
+        until(lambda: len(sink.held) == 2)
+        sink.held.pop()(None)
+        until(lambda: rig.consumer.fetches > 20)
+        assert rig.consumer.committed == {}
+        sink.held.pop()(None)
+        until(lambda: rig.consumer.committed == {0: 13})
+    assert rig.error is None
+
+
+def test_refused_latents_stop_the_daemon_uncommitted() -> None:
+    """Latents that Kafka refuses for good stop the daemon and name the instrument."""
+    rig = with_latents([part([b"t"], 7)], sink=Sink(lambda *_: "TOPIC_AUTHORIZATION_FAILED"))
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert isinstance(rig.error, DaemonFailedError)
+    assert "latents of 0:0 were refused" in str(rig.error)
+    assert rig.consumer.committed == {}
+    assert rig.value("tapewatch_publish_failures_total") == 1
+
+
+def test_missing_topic_of_latents_is_named() -> None:
+    """A latent topic that was configured and does not exist is refused at the start."""
+    rig = with_latents()
+    rig.consumer.known = TOPICS
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert "topics latents do not exist" in str(rig.error)
+
+
+def test_intake_does_not_wait_for_room_for_latents() -> None:
+    """Latents for which the producer has no room are left to the decision thread."""
+    sink = Sink()
+    sink.room = 1  # for one of two messages
+    with with_latents([part([b"t"] * 3)], sink=sink) as rig:
+        until(lambda: rig.consumer.committed == {0: 3})
+        assert {thread.name for thread in sink.threads} == {"decision"}
+    sink = Sink()
+    sink.room = 2
+    with with_latents([part([b"t"] * 3)], sink=sink) as rig:
+        until(lambda: rig.consumer.committed == {0: 3})
+        assert sink.threads == [rig.thread, rig.thread]
+
+
+def test_drift_is_told_as_soon_as_it_is_known() -> None:
+    """No stability index before the pipeline knows one; then its figures."""
+    rig = Rig()
+    drift = Drift(("a", "b"), np.array([0.05, 0.5]), 0.125, 4_000)
+    with rig:
+        until(lambda: rig.consumer.fetches > 20)
+        assert rig.registry.get_sample_value("tapewatch_score_psi") is None
+        rig.pipeline.drift = lambda: drift  # type: ignore[method-assign, assignment, return-value]
+        until(lambda: rig.value("tapewatch_score_psi") == 0.125)
+        assert rig.value("tapewatch_feature_psi", feature="b") == 0.5
+        assert rig.value("tapewatch_features_moved") == 1
+        assert rig.value("tapewatch_drift_rows") == 4_000

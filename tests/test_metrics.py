@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from detector.drift import Drift
 from detector.endpoints import HttpServer
 from detector.metrics import ArrayHistogram, Metrics
 
@@ -66,6 +67,30 @@ def test_no_label_beyond_the_fixed_sets() -> None:
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
             assert set(sample.labels) <= allowed, sample
+
+
+def test_drift_is_told_of_few_features_and_only_what_is_known() -> None:
+    """Ten features at most; one that leaves them, and what is not known any more, has no series."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def shown() -> dict[str, float]:
+        families = text_string_to_metric_families(generate_latest(registry).decode())
+        psi = next(f for f in families if f.name == "tapewatch_feature_psi")
+        return {s.labels["feature"]: s.value for s in psi.samples}
+
+    names = tuple(f"f{j}" for j in range(30))
+    index = np.arange(30) / 100
+    metrics.observe_drift(Drift(names, index, 0.5, 2_000))
+    assert shown() == {f"f{j}": j / 100 for j in range(20, 30)}
+    assert registry.get_sample_value("tapewatch_features_moved") == 5
+    assert registry.get_sample_value("tapewatch_score_psi") == 0.5
+    metrics.observe_drift(Drift(names, index[::-1], 0.1, 3_000))
+    assert set(shown()) == {f"f{j}" for j in range(10)}
+    assert registry.get_sample_value("tapewatch_drift_rows") == 3_000
+    metrics.observe_drift(None)
+    assert shown() == {}
+    assert registry.get_sample_value("tapewatch_score_psi") is None
 
 
 def test_released_partition_leaves_no_series() -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from detector.drift import WHOLE_FILE
 from detector.errors import RefusedError
 from detector.events import EpisodePolicy, event_schema
 from detector.features import DEFAULT
-from detector.offline import Files, score_files
+from detector.offline import SCHEMA, Files, drift_of_files, score_files
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.readers import write_parquet
 from detector.scorer import Scorer
@@ -143,3 +144,46 @@ def test_events_into_no_folder_are_refused(ticks: tuple[Path, TickBatch], tmp_pa
             events=tmp_path / "nowhere" / "events.jsonl",
         )
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_latent_is_written_where_asked_for(ticks: tuple[Path, TickBatch], tmp_path: Path) -> None:
+    """`latent_0` and so on, float32, null where not scored; without it the file is as before."""
+    path, batch = ticks
+    artifact = random_artifact(tmp_path / "model", threshold=2.0)
+    plain, more = tmp_path / "plain.parquet", tmp_path / "more.parquet"
+    score_files(artifact, Files((path,)), plain)
+    score_files(artifact, Files((path,)), more, latent=True)
+    without, table = pq.read_table(plain), pq.read_table(more)
+    assert without.schema.names == SCHEMA.names
+    width = Scorer(artifact).latent_width
+    names = [f"latent_{j}" for j in range(width)]
+    assert table.schema.names == [*SCHEMA.names, *names]
+    assert table.select(SCHEMA.names).equals(without)
+    pipeline = Pipeline(artifact.features, Scorer(artifact), PipelineSpec(latent=True))
+    outcome = pipeline.process(batch)
+    block, latent = outcome.blocks[0], outcome.scores[0].latent
+    assert latent is not None
+    assert latent.shape == (len(batch), width)
+    for name, want in zip(names, latent.T, strict=True):
+        assert str(table.schema.field(name).type) == "float"
+        found = table[name].to_numpy(zero_copy_only=False)
+        np.testing.assert_array_equal(found[block.ready], want[block.ready])
+        assert table[name].null_count == np.count_nonzero(~block.ready) > 0
+
+
+def test_drift_of_files_is_that_of_the_pipeline(
+    ticks: tuple[Path, TickBatch], tmp_path: Path
+) -> None:
+    """Every ready tick of a file is compared, however the reader cuts it; few are refused."""
+    path, batch = ticks
+    artifact = random_artifact(tmp_path / "model")
+    found = drift_of_files(artifact, Files((path,)))
+    pipeline = Pipeline(artifact.features, Scorer(artifact), PipelineSpec(drift=WHOLE_FILE))
+    ready = pipeline.process(batch).blocks[0].ready
+    want = pipeline.drift()
+    assert want is not None
+    assert found.rows == want.rows == ready.sum()
+    assert (found.score, found.top(3)) == (want.score, want.top(3))
+    until = int(batch.ts_event[np.flatnonzero(ready)[500]])
+    with pytest.raises(RefusedError, match="ready ticks, at least 1,000 are needed"):
+        drift_of_files(artifact, Files((path,), until=until))

@@ -177,6 +177,9 @@ def score(
     events: Annotated[
         Path | None, typer.Option(help="Also write the events here, one JSON object a line.")
     ] = None,
+    latent: Annotated[
+        bool, typer.Option("--latent", help="Also write the latent, as latent_0 and so on.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score files as the daemon would, and write one row per tick to Parquet.
@@ -193,7 +196,14 @@ def score(
     files = _files(ticks, more, file_format, columns, symbol, since, until)
     with _bars() as bars:
         task = bars.add_task("ticks", total=None)
-        done = score_files(artifact, files, target, lambda n: bars.advance(task, n), events=events)
+        done = score_files(
+            artifact,
+            files,
+            target,
+            lambda n: bars.advance(task, n),
+            events=events,
+            latent=latent,
+        )
     if as_json:
         _print_json({"out": str(target), **asdict(done)})
         return
