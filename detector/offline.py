@@ -244,8 +244,9 @@ def _table(
     names = [symbols.name(key) for key in keys.tolist()]
     unscored = ~block.ready
 
-    def measured(column: npt.NDArray[np.floating]) -> "pa.Array[Any]":  # noqa: UP037 - types only
-        return pa.array(column, mask=unscored)
+    def measured(column: npt.NDArray[Any]) -> "pa.Array[Any]":  # noqa: UP037 - types only
+        found: pa.Array[Any] = pa.array(column, mask=unscored)
+        return found
 
     columns = {
         "ts_event": pa.array(block.ts).cast(pa.timestamp("ns", tz="UTC")),

@@ -38,12 +38,21 @@ def read_topic(
 
 def committed_and_end(bootstrap: str, group: str, topic: str, partitions: int) -> tuple[int, int]:
     """Sum of the group's committed offsets, and of the partitions' ends."""
+    committed = sum(committed_offsets(bootstrap, group, topic, partitions))
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group})
     places = [TopicPartition(topic, p) for p in range(partitions)]
-    committed = sum(max(0, p.offset) for p in consumer.committed(places, timeout=20))
     end = sum(consumer.get_watermark_offsets(p, timeout=20)[1] for p in places)
     consumer.close()
     return committed, end
+
+
+def committed_offsets(bootstrap: str, group: str, topic: str, partitions: int) -> list[int]:
+    """The group's committed offset of each partition, 0 where there is none."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group})
+    places = [TopicPartition(topic, p) for p in range(partitions)]
+    committed = [max(0, p.offset) for p in consumer.committed(places, timeout=20)]
+    consumer.close()
+    return committed
 
 
 def produce_all(bootstrap: str, topic: str, records: list[tuple[bytes, bytes | None]]) -> None:
