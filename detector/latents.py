@@ -11,7 +11,7 @@ import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,13 @@ class LatentMessageError(ValueError):
     """Bytes that are no latent message: what was found, what was expected."""
 
 
+def row_dtype(width: int) -> np.dtype[np.void]:
+    """Layout of one row: event time, offset, index and latent, `20 + 4 L` bytes, packed."""
+    return np.dtype(
+        [("ts_event", "<i8"), ("offset", "<i8"), ("index", "<i4"), ("latent", "<f4", (width,))]
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentMessage:
     """Latents of some consecutive scored ticks of one instrument.
@@ -46,40 +53,32 @@ class LatentMessage:
     model
         First 16 bytes of the model's hash: latents of two models have nothing to do with each
         other.
-    ts
-        `(n,)` int64 event times, ns since the epoch.
-    offsets, indices
-        `(n,)` int64 and int32: offset of the input message that carried the tick, and the tick's
-        position within it.
-    latent
-        `(n, L)` float32, finite.
+    rows
+        `(n,)` of `row_dtype(L)`: event time in ns since the epoch, offset of the input message that
+        carried the tick, the tick's position within it, and its latent, finite.
     """
 
     key: int
     partition: int
     model: bytes
-    ts: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
-    indices: npt.NDArray[np.int32]
-    latent: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.void]
 
     def __len__(self) -> int:
-        return len(self.ts)
+        return len(self.rows)
+
+    @property
+    def latent(self) -> npt.NDArray[np.float32]:
+        """`(n, L)` float32."""
+        return np.asarray(self.rows["latent"])
 
     def __bytes__(self) -> bytes:
-        """Encode: the header, then column by column."""
+        """Encode: the header, then row by row."""
         publisher, instrument = split_key(self.key)
-        rows, width = self.latent.shape
+        n, width = self.rows["latent"].shape
         header = HEADER.pack(
-            MAGIC, VERSION, width, rows, publisher, instrument, self.partition, self.model
+            MAGIC, VERSION, width, n, publisher, instrument, self.partition, self.model
         )
-        columns = (
-            self.ts.astype("<i8", copy=False),
-            self.offsets.astype("<i8", copy=False),
-            self.indices.astype("<i4", copy=False),
-            self.latent.astype("<f4", copy=False),
-        )
-        return b"".join((header, *(column.tobytes() for column in columns)))
+        return header + self.rows.tobytes()
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -92,36 +91,17 @@ class LatentMessage:
         """
         if len(data) < HEADER.size or data[:4] != MAGIC:
             raise LatentMessageError(f"{data[:4]!r}: no latent message; it begins with {MAGIC!r}")
-        _, version, width, rows, publisher, instrument, partition, model = HEADER.unpack_from(data)
+        _, version, width, n, publisher, instrument, partition, model = HEADER.unpack_from(data)
         if version != VERSION:
             raise LatentMessageError(f"version {version}; this tapewatch reads {VERSION}")
-        size = HEADER.size + rows * row_bytes(width)
+        dtype = row_dtype(width)
+        size = HEADER.size + n * dtype.itemsize
         if len(data) != size:
             raise LatentMessageError(
-                f"{len(data)} bytes; {rows} rows of width {width} are {size} bytes"
+                f"{len(data)} bytes; {n} rows of width {width} are {size} bytes"
             )
-        at = HEADER.size
-
-        def taken(dtype: str, count: int) -> npt.NDArray[Any]:
-            nonlocal at
-            column = np.frombuffer(data, dtype, count, at)
-            at += column.nbytes
-            return column
-
-        return cls(
-            key=instrument_key(publisher, instrument),
-            partition=partition,
-            model=model,
-            ts=taken("<i8", rows),
-            offsets=taken("<i8", rows),
-            indices=taken("<i4", rows),
-            latent=taken("<f4", rows * width).reshape(rows, width),
-        )
-
-
-def row_bytes(width: int) -> int:
-    """Size of one row of a message."""
-    return 8 + 8 + 4 + 4 * width
+        rows = np.frombuffer(data, dtype, n, HEADER.size)
+        return cls(instrument_key(publisher, instrument), partition, model, rows)
 
 
 def latent_messages(
@@ -139,23 +119,16 @@ def latent_messages(
     if scores.latent is None:
         raise ValueError("scores without the latent; ask the pipeline for it (PipelineSpec.latent)")
     ready = np.flatnonzero(block.ready)
-    keys = block.keys[ready]
-    order = np.argsort(keys, kind="stable")
-    rows, keys = ready[order], keys[order]
-    edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
-    most = max(1, (MOST_BYTES - HEADER.size) // row_bytes(scores.latent.shape[1]))
-    ts, offsets, indices = block.ts[rows], batch.offsets[rows], batch.indices[rows]
-    latent = scores.latent[rows]
+    order = ready[np.argsort(block.keys[ready], kind="stable")]
+    keys = block.keys[order]
+    rows = np.empty(len(order), row_dtype(scores.latent.shape[1]))
+    rows["ts_event"] = block.ts[order]
+    rows["offset"], rows["index"] = batch.offsets[order], batch.indices[order]
+    rows["latent"] = scores.latent[order]
+    most = max(1, (MOST_BYTES - HEADER.size) // rows.itemsize)
     model = bytes.fromhex(model_hash)[:16]
+    edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
     for first, end in itertools.pairwise(edges):
         for start in range(first, end, most):
-            part = slice(start, min(start + most, end))
-            yield LatentMessage(
-                key=int(keys[first]),
-                partition=batch.partition,
-                model=model,
-                ts=ts[part],
-                offsets=offsets[part],
-                indices=indices[part],
-                latent=latent[part],
-            )
+            part = rows[start : min(start + most, end)]
+            yield LatentMessage(int(keys[first]), batch.partition, model, part)

@@ -28,7 +28,7 @@ class Newest:
         """Rows of a message that are beyond what was seen before."""
         who = message.key, message.partition
         last = self._places.get(who, (-1, -1))
-        places = list(zip(message.offsets.tolist(), message.indices.tolist(), strict=True))
+        places = message.rows[["offset", "index"]].tolist()
         new = [place > last for place in places]
         first = new.index(True) if True in new else len(new)
         self._places[who] = max(last, *places)

@@ -595,7 +595,7 @@ def test_latents_are_one_message_an_instrument_and_keyed() -> None:
     with with_latents([part([b"t"] * 5, 10)]) as rig:
         until(lambda: rig.consumer.committed == {0: 15})
         found = [LatentMessage.parse(record[2] or b"") for record in rig.sink.records]
-        assert [m.offsets.tolist() for m in found] == [[10, 12, 14], [11, 13]]
+        assert [m.rows["offset"].tolist() for m in found] == [[10, 12, 14], [11, 13]]
         assert [m.latent[:, 0].tolist() for m in found] == [[10, 12, 14], [11, 13]]
         assert {record[0] for record in rig.sink.records} == {"latents"}
         assert [record[1] for record in rig.sink.records] == [b"0:0", b"0:1"]

@@ -16,6 +16,7 @@ from detector.latents import (
     LatentMessage,
     LatentMessageError,
     latent_messages,
+    row_dtype,
 )
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
@@ -28,15 +29,11 @@ HASH = "ab" * 32
 
 def message(rows: int = 2, width: int = 3) -> LatentMessage:
     """A small message."""
-    return LatentMessage(
-        key=instrument_key(7, 42),
-        partition=5,
-        model=bytes.fromhex(HASH)[:16],
-        ts=np.arange(rows, dtype=np.int64) + 1_700_000_000 * 10**9,
-        offsets=np.arange(rows, dtype=np.int64) + 2**40,
-        indices=np.arange(rows, dtype=np.int32),
-        latent=np.arange(rows * width, dtype=np.float32).reshape(rows, width) / 3,
-    )
+    found = np.zeros(rows, row_dtype(width))
+    found["ts_event"] = np.arange(rows) + 1_700_000_000 * 10**9
+    found["offset"], found["index"] = np.arange(rows) + 2**40, np.arange(rows)
+    found["latent"] = np.arange(rows * width).reshape(rows, width) / 3
+    return LatentMessage(instrument_key(7, 42), 5, bytes.fromhex(HASH)[:16], found)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +43,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def test_bytes_are_those_of_the_documented_layout() -> None:
-    """Header and columns, as docs/latents.md lists them, written here by hand."""
+    """Header and rows, as docs/latents.md lists them, written here by hand."""
     want = b"TWLT" + struct.pack("<HHIHHIi", 1, 3, 2, 7, 0, 42, 5) + b"\xab" * 16
-    want += struct.pack("<2q", 1_700_000_000 * 10**9, 1_700_000_000 * 10**9 + 1)
-    want += struct.pack("<2q", 2**40, 2**40 + 1)
-    want += struct.pack("<2i", 0, 1)
-    want += struct.pack("<6f", *(i / 3 for i in range(6)))
+    for row in (0, 1):
+        want += struct.pack("<qqi", 1_700_000_000 * 10**9 + row, 2**40 + row, row)
+        want += struct.pack("<3f", *((3 * row + j) / 3 for j in range(3)))
     assert bytes(message()) == want
 
 
@@ -61,9 +57,8 @@ def test_parsing_gives_back_what_was_encoded(rows: int, width: int) -> None:
     sent = message(rows, width)
     found = LatentMessage.parse(bytes(sent))
     assert (found.key, found.partition, found.model) == (sent.key, sent.partition, sent.model)
-    for name in ("ts", "offsets", "indices", "latent"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(sent, name))
-        assert getattr(found, name).dtype == getattr(sent, name).dtype
+    assert found.rows.dtype == sent.rows.dtype
+    np.testing.assert_array_equal(found.rows, sent.rows)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +117,12 @@ def test_messages_hold_every_scored_tick_once_and_in_order(artifact: Artifact) -
             assert len(rows) > 100
             assert sum(map(len, mine)) == len(rows)
             for name, want in (
-                ("ts", block.ts),
-                ("offsets", batch.offsets),
-                ("indices", batch.indices),
+                ("ts_event", block.ts),
+                ("offset", batch.offsets),
+                ("index", batch.indices),
                 ("latent", scores.latent),
             ):
-                column = np.concatenate([getattr(m, name) for m in mine])
+                column = np.concatenate([m.rows[name] for m in mine])
                 np.testing.assert_array_equal(column, want[rows])
         assert sum(map(len, found)) == block.ready.sum()
 
@@ -147,7 +142,7 @@ def test_large_micro_batch_is_split(artifact: Artifact) -> None:
     found = list(latent_messages(part.batch, part.block, wide, artifact.model_hash))
     assert len(found) > 2
     assert max(len(bytes(m)) for m in found) <= MOST_BYTES
-    offsets = np.concatenate([m.offsets for m in found])
+    offsets = np.concatenate([m.rows["offset"] for m in found])
     np.testing.assert_array_equal(offsets, batch.offsets[part.block.ready])
 
 

@@ -74,7 +74,9 @@ class Places:
         """Take what was read since the last call."""
         for message in read[self._parsed :]:
             latents = LatentMessage.parse(message.value() or b"")
-            self.found += [(latents.partition, offset) for offset in latents.offsets.tolist()]
+            self.found += [
+                (latents.partition, offset) for offset in latents.rows["offset"].tolist()
+            ]
         self._parsed = len(read)
         return self.found
 
@@ -110,12 +112,12 @@ def test_latents_of_a_replayed_file_are_the_offline_latents(
         mine = block.ready & (block.keys == key)
         assert scores.latent is not None
         for name, column in (
-            ("ts", block.ts),
-            ("offsets", batch.offsets),
-            ("indices", batch.indices),
+            ("ts_event", block.ts),
+            ("offset", batch.offsets),
+            ("index", batch.indices),
             ("latent", scores.latent),
         ):
-            found = np.concatenate([getattr(part, name) for part in parts])
+            found = np.concatenate([part.rows[name] for part in parts])
             np.testing.assert_array_equal(found, column[mine])
     assert daemon.metric("tapewatch_latents_total") == scored
     assert daemon.metric("tapewatch_latent_messages_total") == len(got)

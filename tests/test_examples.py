@@ -1,0 +1,85 @@
+"""The examples that need no broker run; README's test runs them as the page shows them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from detector.readers import write_parquet
+from detector.synthetic import Instrument, Market, gather, generate
+from tests.conftest import REPOSITORY
+from tests.running import START_NS, Tape, plain_environment, tapewatch
+
+WITHIN_S = 200
+
+
+def example(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run an example to its end."""
+    return subprocess.run(
+        [sys.executable, f"examples/{name}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=plain_environment(),
+        timeout=WITHIN_S,
+        check=False,
+    )
+
+
+def test_classifier_of_latents_reads_score_files(model: Path, tape: Tape, tmp_path: Path) -> None:
+    """`inject`, `score --latent`, then the example: it names kinds better than chance would."""
+    planted, labels, scores = (tmp_path / f"{n}.parquet" for n in ("planted", "labels", "scores"))
+    done = tapewatch(
+        *("inject", "--ticks", tape.train, "--out", planted, "--labels", labels),
+        *("--kinds", "quote_stuffing,layering,pump_and_dump"),
+        *("--per-hour", "72", "--separation", "20"),
+    )
+    assert done.returncode == 0, done.stderr
+    done = tapewatch("score", "--ticks", planted, "--model", model, "--out", scores, "--latent")
+    assert done.returncode == 0, done.stderr
+    names = pq.read_schema(scores).names
+    assert names[-1].startswith("latent_")
+    done = example("latent_classifier.py", scores, labels)
+    assert done.returncode == 0, done.stderr
+    figures = re.findall(r"(\d\.\d\d) (?:balanced|average)", done.stdout)
+    chances = re.findall(r"(\d\.\d\d) by chance", done.stdout)
+    assert len(figures) == len(chances) == 2
+    assert all(float(a) > 1.2 * float(b) for a, b in zip(figures, chances, strict=True))
+
+
+def test_classifier_says_what_a_score_file_lacks(model: Path, tape: Tape, tmp_path: Path) -> None:
+    """A score file without latents is refused with the command that writes them."""
+    scores = tmp_path / "scores.parquet"
+    done = tapewatch("score", "--ticks", tape.live, "--model", model, "--out", scores)
+    assert done.returncode == 0, done.stderr
+    done = example("latent_classifier.py", scores, tmp_path / "labels.parquet")
+    assert done.returncode == 1
+    assert "tapewatch score --latent" in done.stderr
+
+
+def test_drift_command_tells_another_market(model: Path, tape: Tape, tmp_path: Path) -> None:
+    """What a model was trained on has not moved; the same names five times as fast have."""
+    market = Market(
+        tuple(Instrument(f"S{i}", price=20.0 + 30 * i, rate_hz=60 + 20 * i) for i in range(6)),
+        seed=8,
+    )
+    fast = tmp_path / "fast.parquet"
+    write_parquet(fast, [gather(generate(market, START_NS, 150))])
+    found = []
+    for path in (tape.train, fast):
+        done = tapewatch("drift", "--ticks", path, "--model", model, "--json")
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    same, other = found
+    assert (same["score_psi"] < 0.05, same["features_moved"]) == (True, 0)
+    assert other["features_moved"] > 5
+    top = max(other["feature_psi"], key=other["feature_psi"].get)
+    shown = tapewatch("drift", "--ticks", fast, "--model", model, "--top", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert "the score" in shown.stdout
+    assert top in shown.stdout
