@@ -15,6 +15,7 @@ from detector.bench import (
     messages_of,
     run_engine,
 )
+from detector.drift import DriftSpec
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
 from detector.ticks import TickBatch
@@ -28,7 +29,7 @@ class Engine:
 
     def __init__(self, work: Workload, ticks_per_message: int = MESSAGE_TICKS) -> None:
         self._features = work.artifact.features
-        self._spec = PipelineSpec(max_instruments=work.sizes.instruments)
+        self._spec = PipelineSpec(max_instruments=work.sizes.instruments, drift=DriftSpec())
         self._scorer = Scorer(work.artifact, "cpu")
         self._scorer.warm()
         self._decoder = make_decoder("dbn")

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from detector.artifact import Artifact
 from detector.compiled import BATCH_SIZES
+from detector.drift import DriftSpec
 from detector.errors import RefusedError
 from detector.features import FeatureBlock, FeatureSpec
 from detector.pipeline import Pipeline, PipelineSpec, Prepared
@@ -292,7 +293,8 @@ def bench_model(
     decoder = decoder_for(features)
 
     def engine() -> float:
-        pipeline = Pipeline(features, scorer, PipelineSpec(max_instruments=max(instruments, 1)))
+        spec = PipelineSpec(max_instruments=max(instruments, 1), drift=DriftSpec())
+        pipeline = Pipeline(features, scorer, spec)
         return run_engine(pipeline, decoder, fetched)[0].rate()
 
     figures = [

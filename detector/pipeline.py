@@ -260,9 +260,10 @@ class Pipeline:
             return
         for part, found in zip(prepared, scores, strict=True):
             partition = part.batch.partition
-            if partition not in self._drift:
-                self._drift[partition] = DriftBook(self._scorer.reference, spec)
-            self._drift[partition].update(part.block, found.rows, found.score)
+            book = self._drift.get(partition)
+            if book is None:
+                book = self._drift[partition] = DriftBook(self._scorer.reference, spec)
+            book.update(part.block, found.rows, found.score)
 
     def _decide(self, part: Prepared, scores: ScoreBlock) -> _Decision:
         """Advance a partition's episodes by its batch."""

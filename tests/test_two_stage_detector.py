@@ -95,6 +95,19 @@ def test_latent_has_the_width_asked_for_and_names(detector: TwoStageDetector) ->
     assert wide.transform(blob(3)).shape == (3, 5)
 
 
+def test_latent_is_that_of_the_detector_scorer(detector: TwoStageDetector) -> None:
+    """`transform` gives what a daemon with this model publishes, whatever else is in the matrix."""
+    X = blob(50, seed=9)
+    latent = detector.transform(X)
+    found = np.empty(latent.shape, np.float32)
+    TwoStageScorer(detector.model_).errors(X, np.zeros(50, np.int64), np.ones(50, np.bool_), found)
+    np.testing.assert_array_equal(latent, found)
+    np.testing.assert_array_equal(detector.transform(X[7:9]), latent[7:9])
+    fitted = detector.transform(blob())
+    np.testing.assert_allclose(fitted.mean(axis=0), 0, atol=0.2)
+    np.testing.assert_allclose(fitted.std(axis=0), 1, atol=0.2)
+
+
 @pytest.mark.parametrize(("n", "d"), [(2, 1), (3, 4), (30, 1), (12, 40)])
 def test_small_matrices_of_any_shape_work(n: int, d: int) -> None:
     """Two rows, one column, more columns than rows: finite scores of the right shape."""
