@@ -255,8 +255,8 @@ class DriftConfig(_Section):
         default=DriftSpec.window_s,
         gt=0,
         lt=1e9,
-        description="Length of a window of event time, in seconds; the present one and the one "
-        "before are compared. 86400: from midnight UTC.",
+        description="Length of a window of event time, in seconds; the present one and the last "
+        "one that had ticks are compared. 86400: from midnight UTC.",
     )
     least_rows: int = Field(
         default=DriftSpec.least_rows,

@@ -54,8 +54,8 @@ class DriftSpec:
         two or of ten.
     window_s
         Length in seconds of the windows of event time, which begin at its multiples (86,400: at
-        midnight UTC). What is compared are the present window and the one before. 0: everything
-        since the start.
+        midnight UTC). What is compared are the present window and the last one before it that had
+        ticks. 0: everything since the start.
     least_rows
         Rows below which nothing is said.
     """
@@ -164,7 +164,7 @@ class DriftBook:
         )
 
     def counts(self) -> DriftCounts:
-        """Return what the present window and the one before found."""
+        """Return what the present window and the last one before it found."""
         return DriftCounts(
             np.asarray(self._counts.sum(axis=0), np.int64),
             np.asarray(self._visits.sum(axis=0), np.int64),

@@ -25,7 +25,7 @@ NEVER: Final = np.int64(-(2**63))  # in WINDOW: no row was sampled yet
 
 # Rows of the counts.
 PRESENT: Final = 0
-BEFORE: Final = 1  # the window just before the present one
+BEFORE: Final = 1  # the last window before it that had rows: Friday's on a Monday
 WINDOWS: Final = 2
 
 
@@ -126,12 +126,8 @@ def count_rows(
         window = ts[i] // window_ns if window_ns > 0 else np.int64(0)
         # A tick of an earlier window, late or from a day played again, counts in the present one.
         if window > head[WINDOW]:
-            if head[WINDOW] != NEVER and window == head[WINDOW] + 1:
-                counts[BEFORE] = counts[PRESENT]
-                visits[BEFORE] = visits[PRESENT]
-            else:
-                counts[BEFORE] = 0
-                visits[BEFORE] = 0
+            counts[BEFORE] = counts[PRESENT]
+            visits[BEFORE] = visits[PRESENT]
             counts[PRESENT] = 0
             visits[PRESENT] = 0
             head[WINDOW] = window

@@ -28,11 +28,12 @@ from detector.drift import (
     stability,
     z_scores,
 )
-from detector.features import FeatureBlock
+from detector.features import FeatureBlock, vector_spec
+from detector.latents import latent_messages
 from detector.model import Normaliser
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
-from detector.ticks import TickBatch
+from detector.ticks import TickBatch, VectorBatch
 from tests.models import block_of, part_of, random_artifact
 from tests.streams import HOUR, START, market
 
@@ -103,8 +104,9 @@ def oracle(
         z = (block.values[i] - tables.centre[row]) * (1.0 / tables.scale[row])
         kept.append((present, int(row), [*z.astype(np.float32), np.float32(score[i])]))
     counts, visits = np.zeros((FEATURES + 1, BINS), np.int64), np.zeros(3, np.int64)
+    last_two = sorted({window for window, _, _ in kept})[-2:]
     for window, row, values in kept:
-        if present is not None and window >= present - 1:
+        if window in last_two:
             visits[row] += 1
             for j, value in enumerate(values):
                 counts[j, sum(value >= edge for edge in ref.edges[j])] += 1
@@ -170,8 +172,8 @@ def test_wrong_snapshot_is_refused_and_changes_nothing(change: object, words: st
     np.testing.assert_array_equal(book.snapshot()["counts"], before["counts"])
 
 
-def test_only_the_present_window_and_the_one_before_count() -> None:
-    """Two windows on, nothing of the first is left; one window on, all of it is."""
+def test_only_the_present_window_and_the_last_before_it_count() -> None:
+    """Of the last window all is left, of the one before it nothing; a gap does not matter."""
     block, score = rows(50, wait_s=0.001)
     block = replace(block, ready=np.ones(50, np.bool_), ts=np.full(50, START // HOUR * HOUR))
     score = np.ones(50)
@@ -182,9 +184,11 @@ def test_only_the_present_window_and_the_one_before_count() -> None:
     run(book, replace(block, ts=block.ts + 2 * HOUR), score)
     assert book.counts().visits.sum() == 100
     run(book, replace(block, ts=block.ts + 5 * HOUR), score)
-    assert book.counts().visits.sum() == 50
-    run(book, block, score)  # a day played again counts where the clock is
     assert book.counts().visits.sum() == 100
+    run(book, block, score)  # a day played again counts where the clock is
+    assert book.counts().visits.sum() == 150
+    run(book, replace(block, ts=block.ts + 6 * HOUR), score)
+    assert book.counts().visits.sum() == 150
 
 
 def test_stability_equals_the_formula() -> None:
@@ -389,3 +393,28 @@ def test_window_never_starts_in_the_state_of_an_unused_book() -> None:
     assert book.snapshot()["head"].tolist() == [0, k.NEVER]
     assert book.counts().bins.sum() == 0
     assert drift_of(reference(), book.counts()).rows == 0
+
+
+def test_vectors_drift_and_have_latents_too(tmp_path: Path) -> None:
+    """A model of columns counts its features, and its rows' latents go out."""
+    spec = vector_spec(("a", "b"))
+    artifact = random_artifact(tmp_path / "model", spec)
+    n = 3_000
+    rng = np.random.default_rng(4)
+    batch = VectorBatch(
+        rng.normal(size=(n, 2)).astype(np.float32),
+        rng.integers(1, 4, n),
+        START + np.arange(n) * 60 * 10**9,
+        0,
+        np.arange(n),
+        np.zeros(n, np.int32),
+    )
+    wanted = PipelineSpec(latent=True, drift=DriftSpec(every=1, window_s=0.0))
+    pipeline = Pipeline(spec, Scorer(artifact), wanted)
+    part = pipeline.prepare(batch)
+    scores = pipeline.finish([part]).scores[0]
+    found, ready = pipeline.drift(), int(part.block.ready.sum())
+    assert found is not None
+    assert (found.rows, found.names) == (ready, spec.names)
+    sent = list(latent_messages(batch, part.block, scores, artifact.model_hash))
+    assert (len(sent), sum(map(len, sent))) == (3, ready)

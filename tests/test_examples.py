@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
+from detector.latents import LatentMessage, row_dtype
 from detector.readers import write_parquet
 from detector.synthetic import Instrument, Market, gather, generate
 from tests.conftest import REPOSITORY
@@ -83,3 +86,21 @@ def test_drift_command_tells_another_market(model: Path, tape: Tape, tmp_path: P
     assert shown.returncode == 0, shown.stderr
     assert "the score" in shown.stdout
     assert top in shown.stdout
+
+
+def test_reader_of_latents_drops_what_it_has_seen() -> None:
+    """Rows not beyond the last place of their instrument and partition are repeats."""
+    newest = runpy.run_path(str(REPOSITORY / "examples" / "latents.py"))["Newest"]()
+
+    def new(key: int, partition: int, *places: tuple[int, int]) -> int:
+        rows = np.zeros(len(places), row_dtype(1))
+        rows["offset"], rows["index"] = np.array(places).T
+        message = LatentMessage(key, partition, bytes(16), rows)
+        return len(rows[newest.rows(message)])
+
+    assert new(1, 0, (5, 0), (5, 1), (6, 0)) == 3
+    assert new(1, 0, (5, 1), (6, 0)) == 0
+    assert new(1, 0, (6, 0), (6, 1), (9, 0)) == 2
+    assert new(2, 0, (5, 0)) == 1
+    assert new(1, 3, (5, 0)) == 1
+    assert new(1, 0, (9, 0)) == 0

@@ -347,10 +347,10 @@ def test_second_copy_on_the_same_port_is_refused(
 
 
 def test_topics_create_twice(kafka_bootstrap: str) -> None:
-    """`topics create` makes the three topics, and is content when they exist."""
+    """`topics create` makes every topic that is named, and is content when they exist."""
     names = {
         f"TAPEWATCH_TOPICS__{n.upper()}": f"{n}-{uuid.uuid4().hex[:6]}"
-        for n in ("ticks", "anomalies", "dead_letters")
+        for n in ("ticks", "anomalies", "dead_letters", "latents")
     }
     command = [sys.executable, "-m", "detector", "topics", "create", "--json"]
     command += ["--bootstrap", kafka_bootstrap, "--partitions", "2"]
