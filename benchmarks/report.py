@@ -99,7 +99,8 @@ def _conditions(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         model, quiet = row["workload"], row["quiet"]
         text = (
-            f"{model['features']} features - {model['hidden']} - {model['latent']} - "
+            f"{model['members']} times {model['features']} features - {model['hidden']} - "
+            f"{model['latent']} - "
             f"{model['hidden']} - {model['features']}, then {model['latent']} - "
             f"{model['stage2_latent']} - {model['latent']}: {model['multiply_adds']:,} "
             f"multiply-adds a row; threshold at quantile {model['quantile']}; tape of "

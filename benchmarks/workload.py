@@ -98,13 +98,13 @@ class Workload:
     def describe(self) -> dict[str, Any]:
         """Model and tape in numbers, for the report."""
         sizes = self.artifact.manifest.architecture
-        kernels = {n: a.shape for n, a in self.artifact.weights.items() if n.endswith(".kernel")}
         return {
             "features": sizes.features,
             "hidden": sizes.hidden,
             "latent": sizes.latent,
             "stage2_latent": sizes.stage2_latent,
-            "multiply_adds": sum(a * b for a, b in kernels.values()),
+            "members": sizes.members,
+            "multiply_adds": sizes.sizes.multiply_adds,
             "normaliser_rows": len(self.artifact.tables["centre"]),
             "quantile": self.artifact.manifest.thresholds.quantile,
             "instruments": self.sizes.instruments,

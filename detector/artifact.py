@@ -2,8 +2,8 @@
 
     model/
       manifest.json            what the model is, and SHA-256 and size of every other file
-      weights.safetensors      both autoencoders
-      tables.safetensors       instruments, normaliser, thresholds, reference histograms
+      weights.safetensors      all autoencoders
+      tables.safetensors       instruments, normaliser, tails, thresholds, reference histograms
       training_summary.json    data, splits, losses, test figures (for people)
       *.png                    training curves, error histograms (for people)
 
@@ -23,9 +23,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +36,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from detector.drift import BINS, DriftReference
 from detector.errors import RefusedError
 from detector.features import FeatureSpec
-from detector.model import Combination, Normaliser, TwoStageModel
-from detector.network import weight_shapes
+from detector.model import Combination, CombinationName, Normaliser, Tails, TwoStageModel
+from detector.network import Sizes
 from detector.symbols import SymbolFileError, parse_symbols, write_symbols
 from detector.tails import LARGEST_SHAPE, LEAST_SHAPE
 from detector.thresholds import Peaks, Thresholds
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Variational: TypeAlias = Literal["none", "stage1", "stage2", "both"]
+"""Which stages were trained with a sampled latent; scoring takes its mean."""
 
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "weights.safetensors"
@@ -54,11 +56,17 @@ MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 1 << 28
 MAX_FILES: Final = 32
 FILE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}\.(csv|json|png|safetensors)")
+SCHEMA_VERSION: Final = 2
+TAIL_TABLES: Final = (
+    "value_starts", "value_decades", "residual_starts", "residual_decades"
+)  # fmt: skip
 PEAK_TABLES: Final = ("tail_level", "tail_shape", "tail_scale", "tail_rate", "ticks_per_hour")
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -86,18 +94,56 @@ class Features(_Section):
 
 
 class Architecture(_Section):
-    """Sizes of the two autoencoders, and how their errors become one score."""
+    """Sizes of the members' two autoencoders, and what they were trained as."""
 
     features: Positive
     hidden: Positive
     latent: Positive
     stage2_latent: Positive
+    members: Annotated[int, Field(ge=1, le=100)]
     activation: Literal["tanh"] = "tanh"
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    combination: Literal["weighted", "sum"]
-    stage1_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    stage2_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    excess_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    whitened: bool
+    variational: Variational = "none"
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the arrays of the weights must be."""
+        return Sizes(
+            self.features,
+            self.hidden,
+            self.latent,
+            self.stage2_latent,
+            self.members,
+            self.whitened,
+        )
+
+
+class ScoreSection(_Section):
+    """How errors and tails become one score, see `model.Combination`; no `cap`: without limit."""
+
+    combination: CombinationName
+    stage2_weight: NotNegative
+    norm: Above0
+    tail_weight: NotNegative
+    cap: Above0 | None
+    centre1: Finite
+    gain1: Above0
+    centre2: Finite
+    gain2: Above0
+
+    @classmethod
+    def of(cls, combination: Combination) -> Self:
+        """Return the section that says what a combination is."""
+        values = asdict(combination)
+        cap = values["cap"] if np.isfinite(values["cap"]) else None
+        return cls(combination=values.pop("name"), **{**values, "cap": cap})
+
+    def combined(self) -> Combination:
+        """Return the combination that the section says."""
+        values = self.model_dump()
+        cap = np.inf if self.cap is None else self.cap
+        return Combination(name=values.pop("combination"), **{**values, "cap": cap})
 
 
 class ThresholdSection(_Section):
@@ -143,12 +189,13 @@ class Training(_Section):
 class Manifest(_Section):
     """Everything about a model but its numbers."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     version: Text
     created: Text
     libraries: dict[str, Text]
     features: Features
     architecture: Architecture
+    score: ScoreSection
     thresholds: ThresholdSection
     training: Training
     files: Annotated[dict[str, FileEntry], Field(max_length=MAX_FILES)] = Field(
@@ -165,9 +212,10 @@ class Artifact:
     manifest
         What the model is.
     weights
-        Both autoencoders, names and shapes as in `network.weight_shapes`, float32.
+        All members' autoencoders, names and shapes as in `network.Sizes.shapes`, float32.
     tables
-        `keys` `(R-1,)` int64 ascending; `centre`, `scale` `(R, F)` float64; `threshold` `(R,)`
+        `keys` `(R-1,)` int64 ascending; `centre`, `scale` `(R, F)` float64; `tail_groups` `(F,)`
+        int8 and `TAIL_TABLES`, `(R, 2, F)` float32 each, see `model.Tails`; `threshold` `(R,)`
         float64; `threshold_own` `(R,)` bool; with method "pot" also `PEAK_TABLES`, `(R,)` float64
         each, see `thresholds.Peaks`; `reference_edges` `(F + 1, BINS - 1)` float32 and
         `reference_counts` `(R, F + 1, BINS)` int32, see `drift.DriftReference`. Row 0 of the tables
@@ -197,15 +245,12 @@ class Artifact:
     @property
     def model(self) -> TwoStageModel:
         """What the scorer runs."""
-        sizes = self.manifest.architecture
+        tables, manifest = self.tables, self.manifest
         normaliser = Normaliser(
-            self.tables["keys"], self.tables["centre"], self.tables["scale"], sizes.clip
+            tables["keys"], tables["centre"], tables["scale"], manifest.architecture.clip
         )
-        return TwoStageModel(
-            normaliser,
-            self.weights,
-            Combination(sizes.stage1_weight, sizes.stage2_weight, sizes.excess_weight),
-        )
+        tails = Tails(tables["tail_groups"], *(tables[name] for name in TAIL_TABLES))
+        return TwoStageModel(normaliser, self.weights, tails, manifest.score.combined())
 
     @property
     def reference(self) -> DriftReference:
@@ -381,9 +426,9 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: is not JSON ({error}); restore the model folder") from error
     version = found.get("schema_version") if isinstance(found, dict) else None
-    if version != 1:
+    if version != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path}: schema_version is {version!r}, this tapewatch reads 1; "
+            f"{path}: schema_version is {version!r}, this tapewatch reads {SCHEMA_VERSION}; "
             "train the model again with it, or use the tapewatch that wrote it"
         )
     try:
@@ -460,7 +505,7 @@ def _parse_symbols(path: Path, data: bytes | None) -> dict[int, str]:
 
 
 def _check_weights(path: Path, weights: Arrays, sizes: Architecture) -> None:
-    shapes = weight_shapes(sizes.features, sizes.hidden, sizes.latent, sizes.stage2_latent)
+    shapes = sizes.sizes.shapes()
     _expect(path, weights, {name: (shape, "float32") for name, shape in shapes.items()})
     for name in ("stage1.residual_sd", "stage2.residual_sd", "stage2.scale"):
         if not (weights[name] > 0).all():
@@ -479,6 +524,8 @@ def _check_tables(
             "keys": ((rows - 1,), "int64"),
             "centre": ((rows, features), "float64"),
             "scale": ((rows, features), "float64"),
+            "tail_groups": ((features,), "int8"),
+            **dict.fromkeys(TAIL_TABLES, ((rows, 2, features), "float32")),
             "threshold": ((rows,), "float64"),
             "threshold_own": ((rows,), "bool"),
             "reference_edges": ((features + 1, BINS - 1), "float32"),
@@ -494,7 +541,12 @@ def _check_tables(
             f"{path}: reference_edges must ascend, reference_counts must not be negative, nor "
             "empty in row 0; train again"
         )
-    for name in ("scale", "threshold", *peaks):
+    if not np.isin(tables["tail_groups"], (0, 1)).all():
+        raise ArtifactError(f"{path}: tail_groups must be 0 or 1; train again")
+    for name in ("value_starts", "residual_starts"):
+        if not (tables[name][:, 0] >= tables[name][:, 1]).all():
+            raise ArtifactError(f"{path}: {name}: the upper must not be below the lower")
+    for name in ("scale", "threshold", "value_decades", "residual_decades", *peaks):
         if name != "tail_shape" and not (tables[name] > 0).all():
             raise ArtifactError(f"{path}: {name} must be positive everywhere; train again")
     if (

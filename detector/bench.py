@@ -249,12 +249,6 @@ def score_seconds(scorer: Scorer, blocks: Sequence[FeatureBlock]) -> float:
     return time.perf_counter() - began
 
 
-def multiply_adds(artifact: Artifact) -> int:
-    """Multiply-adds of one row's matrix products, both stages."""
-    kernels = (a for name, a in artifact.weights.items() if name.endswith(".kernel"))
-    return sum(int(kernel.size) for kernel in kernels)
-
-
 def bench_model(
     artifact: Artifact, *, instruments: int = 1000, ticks: int = 500_000, device: Device = "auto"
 ) -> dict[str, Any]:
@@ -305,7 +299,7 @@ def bench_model(
     return {
         "model": {"version": artifact.version, "hash": artifact.model_hash},
         "features": len(features.names),
-        "multiply_adds": multiply_adds(artifact),
+        "multiply_adds": artifact.manifest.architecture.sizes.multiply_adds,
         "instruments": instruments,
         "ticks": len(tape),
         "device": scorer.device,

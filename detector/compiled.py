@@ -1,4 +1,4 @@
-"""Both stages compiled by TensorFlow, for GPUs; the only runtime user of TensorFlow.
+"""Both stages and the tails compiled by TensorFlow, for GPUs; the only runtime user of TensorFlow.
 
 On the CPU the fused kernel of `forward` is faster, most of all for small micro-batches: a call of
 the smallest `tf.function` took 0.2 to 0.5 ms there, more than the kernel needs for 256 rows.
@@ -21,8 +21,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from detector.model import Normaliser, ZScores
-from detector.network import Folded, Tensor, errors
+from detector.model import TwoStageModel, ZScores
+from detector.network import Folded, Tensor, measures
 
 TensorFlow: TypeAlias = Any
 """The `tensorflow` module, which carries no types."""
@@ -127,8 +127,8 @@ class CompiledForward:
 
     Parameters
     ----------
-    tables
-        Centres and scales by instrument.
+    model
+        Normaliser, tails and combination.
     folded
         The network, its scales folded into its weights.
     sizes
@@ -141,11 +141,12 @@ class CompiledForward:
     """
 
     def __init__(
-        self, tables: Normaliser, folded: Folded, sizes: Sequence[int] = BATCH_SIZES
+        self, model: TwoStageModel, folded: Folded, sizes: Sequence[int] = BATCH_SIZES
     ) -> None:
         if not sizes or sizes[0] < 1 or sorted(set(sizes)) != list(sizes):
             raise ValueError(f"sizes is {tuple(sizes)}; give ascending sizes of at least 1")
-        self._normalise = ZScores(tables, folded.gain, folded.shift)
+        self._normalise = ZScores(model.normaliser)
+        self._model = model
         self._folded = folded
         self._sizes = tuple(sizes)
         self._compiled: dict[int, _Compiled] = {}
@@ -157,7 +158,7 @@ class CompiledForward:
         keys: npt.NDArray[np.int64],
         ready: npt.NDArray[np.bool_],
         errors: npt.NDArray[np.float64],
-        excess: npt.NDArray[np.float64],
+        tail: npt.NDArray[np.float64],
         rows: npt.NDArray[np.int32],
         latent: Float32 | None = None,
     ) -> None:
@@ -168,14 +169,15 @@ class CompiledForward:
                 part = slice(start, min(start + self._sizes[-1], n))
                 count = part.stop - part.start
                 compiled = self._compiled_for(count)
-                self._normalise(
-                    values[part], keys[part], ready[part], compiled.buffer, rows[part], excess[part]
-                )
-                both, code = compiled(latent=latent is not None)
-                errors[:, part] = both[:, :count]
+                self._normalise(values[part], keys[part], ready[part], compiled.buffer, rows[part])
+                compiled.rows[:count] = rows[part]
+                found, code = compiled(latent=latent is not None)
+                errors[:, part] = found[:2, :count]
+                tail[part] = found[2, :count]
                 if latent is not None and code is not None:
                     latent[part] = code[:count]
         errors[:, ~ready] = np.nan
+        tail[~ready] = np.nan
 
     def warm(self) -> None:
         """Trace, compile and run every size."""
@@ -188,38 +190,46 @@ class CompiledForward:
     def _compiled_for(self, rows: int) -> _Compiled:
         size = next(size for size in self._sizes if size >= rows)
         if size not in self._compiled:
-            self._compiled[size] = _Compiled(self._folded, size)
+            self._compiled[size] = _Compiled(self._model, self._folded, size)
         return self._compiled[size]
 
 
 class _Compiled:
-    """Both stages for exactly `size` rows, with the input buffer they read from.
+    """Both stages for exactly `size` rows, with the input buffers they read from.
 
-    Fill `buffer` `(size, F)` and call: the result is `(2, size)` float32 errors of stages 1 and 2,
-    and, where asked for, the `(size, L)` latent.
+    Fill `buffer` `(size, F)` with z-scores and `rows` `(size,)` with table rows, and call: the
+    result is `(3, size)` float32, the errors of stages 1 and 2 and the tail decades, and, where
+    asked for, the `(size, M L)` latents.
     """
 
-    def __init__(self, folded: Folded, size: int) -> None:
+    def __init__(self, model: TwoStageModel, folded: Folded, size: int) -> None:
         tf = load_tensorflow()
         from keras import ops  # noqa: PLC0415
 
-        features = len(folded.gain)
+        features, tails = len(folded.gain), model.tails
         self.buffer = aligned_zeros(size, features)
+        self.rows = np.zeros(size, np.int32)
         # The tensor is the buffer, not a copy of it: 4,096 rows less to copy on every call.
         self._input = _alias(tf, self.buffer)
-        constants = {name: tf.constant(array) for name, array in folded.arrays.items()}
+        arrays = {**folded.arrays, "gain": folded.gain, "groups": tails.memberships().T}
+        constants = {name: tf.constant(array) for name, array in arrays.items()}
+        table = tf.constant(tails.table())
+        clip, cap, share = model.normaliser.clip, model.combination.cap, tails.share
 
-        def both(x: Tensor) -> tuple[Tensor, Tensor]:
-            stage1, stage2, latent = errors(ops, constants, x)
-            return ops.stack([stage1, stage2]), latent
+        def all_of_it(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            mine = ops.take(table, rows, axis=0)
+            *found, latents = measures(ops, constants, clip, cap, share, z, mine)
+            return ops.stack(found), latents
 
-        signature = tf.TensorSpec((size, features), tf.float32)
-        compiled = tf.function(both, jit_compile=False, autograph=False)
-        self._function = compiled.get_concrete_function(signature)
+        compiled = tf.function(all_of_it, jit_compile=False, autograph=False)
+        self._function = compiled.get_concrete_function(
+            tf.TensorSpec((size, features), tf.float32), tf.TensorSpec((size,), tf.int32)
+        )
+        self._tensor = tf.constant
 
     def __call__(self, *, latent: bool = False) -> tuple[Float32, Float32 | None]:
-        """Run on the buffer's present contents."""
-        found, code = self._function(self._input)
+        """Run on the buffers' present contents."""
+        found, code = self._function(self._input, self._tensor(self.rows))
         return found.numpy(), code.numpy() if latent else None
 
 

@@ -31,6 +31,8 @@ def _line(event: dict[str, Any]) -> Text:
     line.append(f"{event['symbol']:<12} ")
     line.append(f"{event['severity']:<8} ", style=_COLOURS.get(event["severity"], ""))
     line.append(f"score {event['score']:.1f} of {event['threshold']:.1f}  ")
+    if event.get("raised_by") == "combination":
+        line.append("combination  ", style="magenta")
     if "summary" in event:
         summary = event["summary"]
         line.append(

@@ -24,6 +24,7 @@ from detector.ticks import NS_PER_S, Quality
 Phase = Literal["open", "update", "close"]
 Severity = Literal["minor", "major", "critical"]
 CloseReason = Literal["quiet", "silent", "evicted"]
+RaisedBy = Literal["values", "combination"]
 
 PHASES: Final[tuple[Phase, ...]] = ("open", "update", "close")
 SEVERITIES: Final[tuple[Severity, ...]] = ("minor", "major", "critical")
@@ -57,7 +58,7 @@ class EpisodePolicy:
 
 @dataclass(frozen=True, slots=True)
 class TopFeature:
-    """One feature's part in an event: observed and expected value, share of the squared error."""
+    """One feature's part in an event: observed and expected value, share of stage 1 and tails."""
 
     name: str
     value: float
@@ -104,6 +105,8 @@ class AnomalyEvent:
     severity_value: float
     stage1_error: float
     stage2_error: float
+    stage2_share: float
+    raised_by: RaisedBy
     top_features: tuple[TopFeature, ...]
     flags: tuple[str, ...]
     model: tuple[str, str]
@@ -128,6 +131,8 @@ class AnomalyEvent:
             "severity_value": self.severity_value,
             "stage1_error": self.stage1_error,
             "stage2_error": self.stage2_error,
+            "stage2_share": self.stage2_share,
+            "raised_by": self.raised_by,
             "top_features": [
                 {"name": f.name, "value": f.value, "expected": f.expected, "share": f.share}
                 for f in self.top_features
@@ -199,16 +204,23 @@ def event_schema() -> Mapping[str, Any]:
     return schema
 
 
-def severity_of(score: float, threshold: float, excess: float) -> tuple[Severity, float]:
-    """Return the label and the value `score / threshold * (1 + excess)`.
-
-    `excess` is how far the features lie beyond the range the model is shown, so that the value
-    still grows with an outlier whose clipped features, and with them the score, no longer do.
-    """
-    value = score / threshold * (1.0 + excess)
+def severity_of(value: float) -> Severity:
+    """Return the label of `model.Combination.severity`, which is 1 at the threshold."""
     if value >= CRITICAL_FROM:
-        return "critical", value
-    return ("major" if value >= MAJOR_FROM else "minor"), value
+        return "critical"
+    return "major" if value >= MAJOR_FROM else "minor"
+
+
+def raised_by(
+    score: float, without_stage2: float, threshold: float, close_ratio: float
+) -> RaisedBy:
+    """Return what brought a score to its level: the values alone, or only their combination.
+
+    The level is the threshold, or for a tick that only keeps its episode open, the share of it that
+    this takes. `without_stage2` is what the score would be with stage 2 at its median.
+    """
+    level = threshold if score >= threshold else close_ratio * threshold
+    return "values" if without_stage2 >= level else "combination"
 
 
 def episode_id(topic: str, partition: int, key: int, offset: int, index: int) -> str:
@@ -272,7 +284,7 @@ class EpisodeBook:
     ) -> list[Transition]:
         """Advance by one batch and return what happened, in order.
 
-        `measures` is `(5, n)` float64: score, threshold, stage 1, stage 2 and excess, NaN where a
+        `measures` is `(5, n)` float64: score, threshold, stage 1, stage 2 and tail, NaN where a
         tick was not scored. The other columns are `(n,)`.
         """
         found: list[Transition] = []

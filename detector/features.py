@@ -109,6 +109,16 @@ class FeatureSpec:
         """Names of the features, in order."""
         return tuple(f.name for f in self.features)
 
+    def tail_groups(self) -> npt.NDArray[np.int8]:
+        """`(F,)` int8: 1 for what decays within a second, 0 for everything else.
+
+        The tails of each group of features are summed apart, see `model.Tails`.
+        """
+        if self.kind != "tick":
+            return np.zeros(len(self.names), np.int8)
+        short = tuple(f"_{h * 1e3:g}ms" for h in self.half_lives_s if h < 1)
+        return np.array([name.endswith(short) for name in self.names], np.int8)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the parameters, the names and the version of the kernels.

@@ -1,4 +1,4 @@
-"""Pure Numba part of scoring: instrument lookup, z-scores, and both autoencoders, tile by tile.
+"""Pure Numba part of scoring: z-scores, autoencoders, tails and the score, tile by tile.
 
 Rows are scored in tiles of `LANES`. Within a tile the rows lie side by side, one vector lane each,
 and every step does the same to all of them: no sum runs across lanes. That is why a row's score
@@ -29,6 +29,15 @@ UNIT: Final = 4
 
 STRIP: Final = 16
 """Lanes that `dense` takes at once: with `UNIT` units, as many sums as AVX2 keeps under way."""
+
+GROUPS: Final = 2
+"""Groups of features whose tails are summed apart, at most."""
+
+FARTHEST: Final = 1e12
+"""Standard deviations from the mean that are told apart: single precision holds their products."""
+
+LEAST_ERROR: Final = 1e-9
+"""Added to an error before its logarithm is taken: a perfect reconstruction has one, too."""
 
 # tanh(x) = x p(x^2) / q(x^2) for |x| up to where it is 1 in single precision: the minimax fit of
 # Eigen (MathFunctionsImpl.h, ptanh_float). Largest error here 3e-7, measured against float64.
@@ -104,26 +113,18 @@ def normalise(
     table_rows: npt.NDArray[np.int32],
     centre: npt.NDArray[np.float64],
     inverse_scale: npt.NDArray[np.float64],
-    gain: npt.NDArray[np.float32],
-    shift: npt.NDArray[np.float32],
-    clip: float,
-    out: npt.NDArray[np.float32],
+    out: Float32s,
     rows: npt.NDArray[np.int32],
-    excess: npt.NDArray[np.float64],
 ) -> None:
-    """Look up each row's instrument, take z-scores, clip them, and measure what was clipped.
+    """Look up each row's instrument and take z-scores.
 
     Writes, for each of the `n` rows of `values` `(n, F)`:
 
     - `rows`: the instrument's row in `centre` and `inverse_scale` `(R, F)`, 0 where unknown;
-    - `out`: `clip(z, -clip, clip) * gain + shift`, the network's input (`(m, F)`, `m >= n`; rows
-      from `n` on are left alone);
-    - `excess`: the mean over features of `log(1 + max(|z| - clip, 0))`.
-
-    Rows that are not `ready` get zeros and NaN excess.
+    - `out`: the z-scores, at most `FARTHEST` from 0, into the first F columns of `(m, >= F)`,
+      `m >= n`. Rows that are not `ready` get zeros.
     """
     n, features = values.shape
-    beyond = np.ones((features + 3) // 4 * 4, np.float64)  # 1 + how far beyond the clip
     known, row = np.int64(0), np.int32(-1)
     for i in range(n):
         if keys[i] != known or row < 0:  # ticks of one instrument come in runs
@@ -132,41 +133,13 @@ def normalise(
         rows[i] = row
         if not ready[i]:
             out[i] = np.float32(0.0)
-            excess[i] = np.nan
             continue
         x, to, mid, inverse = values[i], out[i], centre[row], inverse_scale[row]
-        clipped = 0
         for j in range(features):
             # In float64: a feature with a large offset and a small spread would lose its z-score to
             # cancellation in float32.
             z = (np.float64(x[j]) - mid[j]) * inverse[j]
-            kept = min(max(z, -clip), clip)
-            beyond[j] = 1.0 + abs(z - kept)
-            clipped += z != kept
-            to[j] = np.float32(kept) * gain[j] + shift[j]
-        excess[i] = _log_product(beyond) / features if clipped > 0 else 0.0
-
-
-@njit(cache=True, nogil=True)
-def _log_product(factors: npt.NDArray[np.float64]) -> float:
-    """Logarithm of the product of `(4k,)` factors of at least 1.
-
-    One logarithm instead of one per factor, and four running products instead of one, which would
-    wait for each multiplication: 5 times faster where most features are clipped.
-    """
-    a, b, c, d = 1.0, 1.0, 1.0, 1.0
-    for j in range(0, len(factors), 4):
-        a *= factors[j]
-        b *= factors[j + 1]
-        c *= factors[j + 2]
-        d *= factors[j + 3]
-    product = (a * b) * (c * d)
-    if product < 1e300:
-        return math.log(product)
-    total = 0.0  # overflow: the sum is the same, slower
-    for j in range(len(factors)):
-        total += math.log(factors[j])
-    return total
+            to[j] = np.float32(min(max(z, -FARTHEST), FARTHEST))
 
 
 @njit(cache=True, nogil=True, fastmath=FUSED, error_model="numpy")
@@ -269,18 +242,229 @@ def dense(layer: Float32s, x: Float32s, out: Float32s, lanes: int) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath=FUSED, error_model="numpy")
-def subtract_and_square(x: Float32s, rebuilt: Float32s, units: int, error: Float32s) -> None:
-    """Turn `rebuilt` into residuals, and write the mean of the squares of the first `units`."""
-    error[:] = np.float32(0.0)
+def add_squares(
+    x: Float32s, rebuilt: Float32s, first: int, cap: float, error: Float32s, total: Float32s
+) -> None:
+    """Compare a few rebuilt features with the network's input.
+
+    Turns `rebuilt` `(UNIT, LANES)`, features `first` on, into residuals, adds them to those rows of
+    `total` `(F, LANES)`, and their squares, none more than `cap`, to `error` `(LANES,)`.
+    """
+    most = np.float32(cap)
+    for u in range(min(UNIT, total.shape[0] - first)):
+        theirs, mine, into = x[first + u], rebuilt[u], total[first + u]
+        for lane in range(LANES):
+            residual = mine[lane] - theirs[lane]
+            mine[lane] = residual
+            into[lane] += residual
+            square = residual * residual
+            error[lane] += square if square < most else most
+
+
+@njit(cache=True, nogil=True, fastmath=FUSED, error_model="numpy")
+def add_differences(x: Float32s, rebuilt: Float32s, units: int, error: Float32s) -> None:
+    """Add the squares of `rebuilt - x` over the first `units` rows to `error` `(LANES,)`."""
     for j in range(units):
         mine, theirs = rebuilt[j], x[j]
         for lane in range(LANES):
             residual = mine[lane] - theirs[lane]
-            mine[lane] = residual
             error[lane] += residual * residual
-    share = np.float32(1.0) / np.float32(units)
-    for lane in range(LANES):
-        error[lane] *= share
+
+
+def _multiply_factors(
+    typing_context: Any,  # noqa: ANN401, ARG001
+    z: Any,  # noqa: ANN401
+    residual: Any,  # noqa: ANN401
+    shared: Any,  # noqa: ANN401
+    table: Any,  # noqa: ANN401
+    products: Any,  # noqa: ANN401
+    clip: Any,  # noqa: ANN401, ARG001
+    lane: Any,  # noqa: ANN401, ARG001
+    row: Any,  # noqa: ANN401, ARG001
+) -> Any:  # noqa: ANN401
+    """Write the products of a row's tail factors, `STRIP` of them for each group; see `factor`.
+
+    Vector instructions again: LLVM makes few of the same loop in Python, at five times the cost.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+        tools: Any = cgutils  # untyped
+        strip, number = tools.ir.VectorType(tools.ir.FloatType(), STRIP), tools.intp_t
+        kinds = signature.args[:5]
+        arrays = [
+            context.make_array(kind)(context, builder, argument)
+            for kind, argument in zip(kinds, arguments, strict=False)
+        ]
+        clip, lane, row = arguments[5:]
+
+        def place(array: int, *indices: Any) -> Any:  # noqa: ANN401
+            pointer = tools.get_item_pointer(
+                context, builder, kinds[array], arrays[array], indices, wraparound=False
+            )
+            return builder.bitcast(pointer, strip.as_pointer())
+
+        def spread(value: Any) -> Any:  # noqa: ANN401
+            empty = tools.ir.Constant(strip, tools.ir.Undefined)
+            first = builder.insert_element(empty, value, tools.int32_t(0))
+            to = tools.ir.VectorType(tools.int32_t, STRIP)
+            everywhere = tools.ir.Constant(to, [tools.int32_t(0)] * STRIP)
+            return builder.shuffle_vector(first, first, everywhere)
+
+        def larger(a: Any, b: Any) -> Any:  # noqa: ANN401
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def smaller(a: Any, b: Any) -> Any:  # noqa: ANN401
+            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+        zero, one = (tools.ir.Constant(strip, [each] * STRIP) for each in (0.0, 1.0))
+        high, low = spread(clip), spread(builder.fneg(clip))
+        totals = [tools.alloca_once(builder, strip) for _ in range(GROUPS)]
+        for total in totals:
+            builder.store(one, total)
+        width = tools.unpack_tuple(builder, arrays[2].shape)[1]
+        with tools.for_range(builder, builder.udiv(width, number(STRIP))) as loop:
+            j = builder.mul(loop.index, number(STRIP))
+
+            def column(array: int, *indices: Any) -> Any:  # noqa: ANN401
+                return builder.load(place(array, *indices, j), align=4)
+
+            def beyond(value: Any, first: int) -> Any:  # noqa: ANN401
+                above, wide, below, deep = (column(3, row, number(first + i)) for i in range(4))
+                up = builder.fmul(builder.fsub(value, above), wide)
+                down = builder.fmul(builder.fsub(below, value), deep)
+                return larger(larger(up, down), zero)
+
+            value = column(0, lane)
+            kept = larger(smaller(value, high), low)
+            hidden = builder.fmul(builder.fsub(kept, value), column(2, number(0)))
+            u = builder.fadd(column(1, lane), hidden)
+            decades = builder.fadd(beyond(value, 0), beyond(u, 4))
+            for group, total in enumerate(totals):
+                mine = builder.fmul(decades, column(2, number(1 + group)))
+                factor = builder.fadd(mine, one)
+                builder.store(builder.fmul(builder.load(total), factor), total)
+        for group, total in enumerate(totals):
+            builder.store(builder.load(total), place(4, number(group), number(0)), align=4)
+        return context.get_dummy_value()
+
+    numbers = types.float32, types.intp, types.intp
+    return types.void(z, residual, shared, table, products, *numbers), generate
+
+
+multiply_factors: Any = intrinsic(_multiply_factors)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def tail_decades(
+    z: Float32s,
+    residual: Float32s,
+    shared: Float32s,
+    table: Float32s,
+    clip: np.float32,
+    lane: int,
+    row: int,
+    products: Float32s,
+    share: float,
+) -> float:
+    """How far out one row lies by the training quantiles of its features and residuals.
+
+    The sum over groups g of `sqrt(sum over j in g of ln(1 + d(z_j) + d(u_j)))`, times `share`; u_j
+    is the residual of the z-score itself, not of the clipped one, and d(v) how many tail decades v
+    lies beyond the quantile where the tail starts, on either side.
+
+    Parameters
+    ----------
+    z, residual : (LANES, P) float32
+        z-scores, and the members' mean residual of the clipped ones, of a tile; P is F, rounded up
+        to a whole number of `STRIP`s.
+    shared : (1 + GROUPS, P) float32
+        What turns z-scores into residuals' units; 1 for the features of each group, else 0.
+    table : (R, 8, P) float32
+        For each row of the normaliser, of z and then of u: where the upper tail starts, the inverse
+        of its decade, where the lower tail starts, the inverse of its decade.
+    clip
+        Where z-scores were cut off for the networks.
+    lane, row
+        Which row of the tile, and which of the table.
+    products : (GROUPS, STRIP) float32
+        Room.
+    share
+        One over the square root of the number of groups that have features.
+    """
+    # One logarithm a group instead of one a feature.
+    multiply_factors(z, residual, shared, table, products, clip, lane, row)
+    total = 0.0
+    for group in range(GROUPS):
+        a, b, c, d = 1.0, 1.0, 1.0, 1.0
+        for s in range(0, STRIP, 4):  # four at once: one would wait for each multiplication
+            a *= products[group, s]
+            b *= products[group, s + 1]
+            c *= products[group, s + 2]
+            d *= products[group, s + 3]
+        product = (a * b) * (c * d)
+        if product < 1e300:
+            total += math.sqrt(math.log(product))
+            continue
+        logs = 0.0  # overflow, here or in single precision: the sum is the same, slower
+        for j in range(z.shape[1]):
+            logs += math.log(factor(z, residual, shared, table, clip, lane, row, group, j))
+        total += math.sqrt(logs)
+    return float(total * share)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def factor(
+    z: Float32s,
+    residual: Float32s,
+    shared: Float32s,
+    table: Float32s,
+    clip: np.float32,
+    lane: int,
+    row: int,
+    group: int,
+    j: int,
+) -> float:
+    """One feature's tail factor, `1 + d(z) + d(u)`; 1 where it belongs to another group."""
+    value, own = z[lane, j], table[row]
+    kept = max(min(value, clip), -clip)
+    u = residual[lane, j] + (kept - value) * shared[0, j]
+    beyond = max((value - own[0, j]) * own[1, j], (own[2, j] - value) * own[3, j], np.float32(0))
+    beyond += max((u - own[4, j]) * own[5, j], (own[6, j] - u) * own[7, j], np.float32(0))
+    return float(1.0 + np.float64(beyond) * shared[1 + group, j])
+
+
+@njit(cache=True, nogil=True, fastmath=FUSED, error_model="numpy")
+def add_capped(residual: Float32s, units: int, cap: float, error: Float32s) -> None:
+    """Add the squares of the first `units` rows, none more than `cap`, to `error` `(LANES,)`."""
+    most = np.float32(cap)
+    for j in range(units):
+        mine = residual[j]
+        for lane in range(LANES):
+            square = mine[lane] * mine[lane]
+            error[lane] += square if square < most else most
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def combine(
+    stage1: npt.NDArray[np.float64],
+    stage2: npt.NDArray[np.float64],
+    tail: npt.NDArray[np.float64],
+    facts: tuple[float, float, float, float, float, float, float],
+    score: npt.NDArray[np.float64],
+) -> None:
+    """Scores of `(n,)` errors and tail decades, see `model.Combination`; NaN stays NaN.
+
+    A loop of the compiler's own logarithm: what a library takes for many numbers at once may differ
+    in the last bit from what it takes for the last few.
+    """
+    centre1, gain1, centre2, gain2, weight2, norm, weight_tail = facts
+    for i in range(len(score)):
+        body = (math.log(stage1[i] + LEAST_ERROR) - centre1) * gain1
+        body += weight2 * (math.log(stage2[i] + LEAST_ERROR) - centre2) * gain2
+        raw = body / norm + weight_tail * tail[i]
+        root = math.sqrt(raw * raw + 4.0)
+        # (raw + root) / 2, without the cancellation where raw is far below 0
+        score[i] = 0.5 * (raw + root) if raw > 0.0 else 2.0 / (root - raw)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -292,76 +476,132 @@ def score_rows(
     table_rows: npt.NDArray[np.int32],
     centre: npt.NDArray[np.float64],
     inverse_scale: npt.NDArray[np.float64],
-    gain: Float32s,
-    shift: Float32s,
     clip: float,
-    layers: tuple[Float32s, Float32s, Float32s, Float32s, Float32s, Float32s],
-    latent_units: int,
+    cap: float,
+    layers: tuple[Float32s, Float32s, Float32s, Float32s, Float32s, Float32s, Float32s],
+    shared: Float32s,
+    tails: Float32s,
+    share: float,
     errors: npt.NDArray[np.float64],
-    excess: npt.NDArray[np.float64],
+    tail: npt.NDArray[np.float64],
     rows: npt.NDArray[np.int32],
     latent: Float32s,
+    normal: Float32s,
     residual: Float32s,
 ) -> None:
-    """Reconstruction errors of both stages for `(n, F)` values.
+    """Reconstruction errors of both stages and tail decades for `(n, F)` values.
 
     Parameters
     ----------
-    values, keys, ready, table_keys, table_rows, centre, inverse_scale, gain, shift, clip
+    values, keys, ready, table_keys, table_rows, centre, inverse_scale
         As in `normalise`.
+    clip
+        z-scores are cut off at plus and minus this before stage 1.
+    cap
+        Most that one squared residual of stage 1 counts.
     layers
-        Six layers as in `dense`: stage 1's hidden, latent, decoder and output, stage 2's encoder
-        and decoder; the arrays of `network.Folded`, padded.
-    latent_units
-        Stage 1's latent units, L.
+        Seven layers as in `dense`, the arrays of `network.Folded`, padded. Stage 1's hidden layer,
+        of all members one after the other. Then with one layer a member: stage 1's latent, decoder
+        and output, stage 2's encoder and decoder, and what whitens stage 1's residuals (no member:
+        they stay as they are).
+    shared, tails, share
+        As in `tail_decades`.
     errors : (2, n) float64, out
-        Stages 1 and 2; NaN where not ready.
-    excess, rows : out
+        Stages 1 and 2, means over the members; NaN where not ready.
+    tail : (n,) float64, out
+        See `tail_decades`; NaN where not ready.
+    rows : out
         As in `normalise`.
-    latent : (n, L) or (0, 0) float32, out
-        The latent in units of stage 2's residuals, where wanted.
-    residual : (n, F) or (0, 0) float32, out
-        Stage 1's residuals in training standard deviations, where wanted.
+    latent : (n, M L) or (0, 0) float32, out
+        The members' latents in units of stage 2's residuals, where wanted.
+    normal, residual : (n, F) or (0, 0) float32, out
+        z-scores, and the members' mean residual of the clipped ones in training standard
+        deviations, where wanted.
     """
     n, features = values.shape
-    first, second, third, fourth, fifth, sixth = layers
-    tile = np.zeros((LANES, features), np.float32)
-    x = np.zeros((first.shape[1] - 1, LANES), np.float32)
+    first, second, third, fourth, fifth, sixth, white = layers
+    members, hidden_units = second.shape[0], second.shape[2] - 1
+    latent_units, narrow_units = third.shape[2] - 1, sixth.shape[2] - 1
+    whitened = white.shape[0] > 0
+    width = shared.shape[1]
+    gain = shared[0]
+    tile = np.zeros((LANES, width), np.float32)
+    back = np.zeros((LANES, width), np.float32)
+    x = np.zeros((features, LANES), np.float32)
     hidden = np.zeros((first.shape[0], LANES), np.float32)
-    code = np.zeros((second.shape[0], LANES), np.float32)
-    decoded = np.zeros((third.shape[0], LANES), np.float32)
-    rebuilt = np.zeros((fourth.shape[0], LANES), np.float32)
-    narrow = np.zeros((fifth.shape[0], LANES), np.float32)
-    again = np.zeros((sixth.shape[0], LANES), np.float32)
+    code = np.zeros((members, second.shape[1], LANES), np.float32)
+    decoded = np.zeros((third.shape[1], LANES), np.float32)
+    decoders = np.zeros((members, hidden_units, LANES), np.float32)
+    rebuilt = np.zeros((UNIT, LANES), np.float32)
+    apart = np.zeros((members if whitened else 0, features, LANES), np.float32)
+    sphere = np.zeros((white.shape[1], LANES), np.float32)
+    total = np.zeros((features, LANES), np.float32)
+    narrow = np.zeros((fifth.shape[1], LANES), np.float32)
+    again = np.zeros((sixth.shape[1], LANES), np.float32)
+    products = np.ones((GROUPS, STRIP), np.float32)
     error1 = np.empty(LANES, np.float32)
     error2 = np.empty(LANES, np.float32)
+    low, high = np.float32(-clip), np.float32(clip)
+    share1 = np.float32(1.0) / np.float32(members * features)
+    share2 = np.float32(1.0) / np.float32(members * latent_units)
+    share_of = np.float32(1.0) / np.float32(members)
     for start in range(0, n, LANES):
         stop = min(start + LANES, n)
         count = stop - start
         normalise(
             values[start:stop], keys[start:stop], ready[start:stop], table_keys, table_rows,
-            centre, inverse_scale, gain, shift, clip, tile, rows[start:stop], excess[start:stop],
+            centre, inverse_scale, tile, rows[start:stop],
         )  # fmt: skip
         for j in range(features):  # lanes from `count` on hold an earlier tile's rows: harmless
             for lane in range(LANES):
-                x[j, lane] = tile[lane, j]
+                z = tile[lane, j]
+                z = high if z > high else z
+                x[j, lane] = (low if z < low else z) * gain[j]
         dense(first, x, hidden, count)
         hyperbolic_tangent(hidden)
-        dense(second, hidden, code, count)
-        dense(third, code, decoded, count)
-        hyperbolic_tangent(decoded)
-        dense(fourth, decoded, rebuilt, count)
-        subtract_and_square(x, rebuilt, features, error1)
-        dense(fifth, code, narrow, count)
-        dense(sixth, narrow, again, count)
-        subtract_and_square(code, again, latent_units, error2)
+        error1[:] = np.float32(0.0)
+        error2[:] = np.float32(0.0)
+        total[:] = np.float32(0.0)
+        for m in range(members):
+            dense(second[m], hidden[m * hidden_units : (m + 1) * hidden_units], code[m], count)
+            mine = code[m, :latent_units]
+            dense(third[m], mine, decoded, count)
+            decoders[m] = decoded[:hidden_units]
+            dense(fifth[m], mine, narrow, count)
+            dense(sixth[m], narrow[:narrow_units], again, count)
+            add_differences(mine, again, latent_units, error2)
+        for m in range(members):
+            hyperbolic_tangent(decoders[m])
+        for j in range(0, features, UNIT):  # few enough rows of every member stay in the cache
+            for m in range(members):
+                dense(fourth[m, j : j + UNIT], decoders[m], rebuilt, count)
+                add_squares(x, rebuilt, j, cap, error1, total)
+                if whitened:
+                    for u in range(min(UNIT, features - j)):
+                        apart[m, j + u] = rebuilt[u]
+        if whitened:
+            error1[:] = np.float32(0.0)
+            for m in range(members):
+                dense(white[m], apart[m], sphere, count)
+                add_capped(sphere, features, cap, error1)
+        for j in range(features):
+            for lane in range(LANES):
+                back[lane, j] = total[j, lane] * share_of
         for lane in range(count):
-            row_ready = ready[start + lane]
-            errors[0, start + lane] = error1[lane] if row_ready else np.nan
-            errors[1, start + lane] = error2[lane] if row_ready else np.nan
+            i = start + lane
+            if ready[i]:
+                errors[0, i] = error1[lane] * share1
+                errors[1, i] = error2[lane] * share2
+                tail[i] = tail_decades(
+                    tile, back, shared, tails, high, lane, rows[i], products, share
+                )
+            else:
+                errors[:, i] = np.nan
+                tail[i] = np.nan
         for lane in range(min(count, latent.shape[0])):
-            for j in range(latent_units):
-                latent[start + lane, j] = code[j, lane]
-        for lane in range(min(count, residual.shape[0])):
-            for j in range(features):
-                residual[start + lane, j] = rebuilt[j, lane]
+            for m in range(members):
+                for j in range(latent_units):
+                    latent[start + lane, m * latent_units + j] = code[m, j, lane]
+        for lane in range(min(count, normal.shape[0])):
+            normal[start + lane] = tile[lane, :features]
+            residual[start + lane] = back[lane, :features]

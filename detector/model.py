@@ -1,4 +1,4 @@
-"""A trained two-stage model as frozen arrays: normaliser, both autoencoders, combination.
+"""A trained two-stage model as frozen arrays: normaliser, autoencoders, tails, combination.
 
 The definition that the scorer runs, whether it came from an artifact folder or from a fit in this
 process.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from detector.kernels_scoring import EMPTY, fill_table, normalise
+from detector.kernels_scoring import EMPTY, GROUPS, LEAST_ERROR, combine, fill_table, normalise
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ class Normaliser:
     centre, scale
         `(R, F)` float64.
     clip
-        z-scores are cut off at plus and minus this.
+        z-scores are cut off at plus and minus this before stage 1.
     """
 
     keys: Int64
@@ -57,27 +57,13 @@ class Normaliser:
 
 
 class ZScores:
-    """A normaliser prepared for the kernels: `arguments` are what they take of it, in order.
+    """A normaliser prepared for the kernels: `arguments` are what they take of it, in order."""
 
-    Parameters
-    ----------
-    tables
-        Centres and scales by instrument.
-    gain, shift
-        `(F,)` float32: the output is `clipped z * gain + shift`; None: the clipped z itself.
-    """
-
-    def __init__(
-        self, tables: Normaliser, gain: Float32 | None = None, shift: Float32 | None = None
-    ) -> None:
-        features = tables.centre.shape[1]
-        gain = np.ones(features, np.float32) if gain is None else gain
-        shift = np.zeros(features, np.float32) if shift is None else shift
-        arrays = (*tables.table(), tables.centre, 1.0 / tables.scale, gain, shift)
+    def __init__(self, tables: Normaliser) -> None:
+        arrays = (*tables.table(), tables.centre, 1.0 / tables.scale)
         self._kernel: Any = normalise  # its type knows no starred arguments
-        self.arguments: tuple[Any, ...] = (
-            *(read_only(np.ascontiguousarray(array)) for array in arrays),
-            tables.clip,
+        self.arguments: tuple[Any, ...] = tuple(
+            read_only(np.ascontiguousarray(array)) for array in arrays
         )
 
     def __call__(
@@ -87,13 +73,11 @@ class ZScores:
         ready: npt.NDArray[np.bool_],
         out: Float32,
         rows: npt.NDArray[np.int32],
-        excess: Float64,
     ) -> None:
-        """Normalise `(n, F)` values into `out`, see `kernels_scoring.normalise`."""
+        """z-scores of `(n, F)` values into `out`, not clipped, see `kernels_scoring.normalise`."""
         self._kernel(
-            read_only(values), read_only(keys), read_only(ready), *self.arguments, out, rows,
-            excess,
-        )  # fmt: skip
+            read_only(values), read_only(keys), read_only(ready), *self.arguments, out, rows
+        )
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -103,27 +87,157 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return view
 
 
-@dataclass(frozen=True, slots=True)
-class Combination:
-    """How both errors and the excess become one score: `stage1 * e1 + stage2 * e2 + excess * x`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Tails:
+    """Where the tails of every feature and of its residual begin, and how long a decade of them is.
 
-    The errors are of clipped features and stop growing with a growing outlier; the excess `x`, how
-    far the features lie beyond the clip, does not. `Combination()` is the plain sum of the errors.
+    Of the training rows, a twentieth lies beyond the start less one decade on either side (the .95
+    quantile) and a two-hundredth beyond the start (the .995 quantile). Clipping hides from the
+    networks how far out a value is; its distance from the start, in decades, says it.
+
+    Parameters
+    ----------
+    groups
+        `(F,)` int8, 0 or 1: the tails of each group are summed apart.
+    value_starts, value_decades, residual_starts, residual_decades
+        `(R, 2, F)` float32, row-aligned with the normaliser, upper side first: of z-scores, and of
+        the members' mean residual of unclipped z-scores in training standard deviations.
     """
 
-    stage1: float = 1.0
-    stage2: float = 1.0
-    excess: float = 0.0
+    groups: npt.NDArray[np.int8]
+    value_starts: Float32
+    value_decades: Float32
+    residual_starts: Float32
+    residual_decades: Float32
 
-    def __call__(self, stage1: Float64, stage2: Float64, excess: Float64) -> Float64:
+    def table(self) -> Float32:
+        """`(R, 8, F)` float32: start and inverse decade of each side, of z and then of u."""
+        parts = []
+        for starts, decades in (
+            (self.value_starts, self.value_decades),
+            (self.residual_starts, self.residual_decades),
+        ):
+            inverse = (1.0 / decades.astype(np.float64)).astype(np.float32)
+            parts += [starts[:, 0], inverse[:, 0], starts[:, 1], inverse[:, 1]]
+        return np.stack(parts, axis=1)
+
+    def memberships(self) -> Float32:
+        """Return `(GROUPS, F)` float32: 1 where a feature belongs to the group, else 0."""
+        member: Float32 = (self.groups == np.arange(GROUPS)[:, None]).astype(np.float32)
+        return member
+
+    def decades(self, rows: npt.NDArray[np.int32], z: Float32, u: Float32) -> Float64:
+        """`(m, F)` float64 `ln(1 + d(z) + d(u))` of rows of z-scores and unclipped residuals."""
+        beyond = _decades_beyond(z, self.value_starts[rows], self.value_decades[rows])
+        beyond += _decades_beyond(u, self.residual_starts[rows], self.residual_decades[rows])
+        return np.log1p(beyond)
+
+    def parts(self, decades: Float64) -> Float64:
+        """`(m, F)` float64: what each feature adds to T, from its `decades`."""
+        member = self.memberships()
+        sums = decades @ member.T
+        rate = np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0)
+        return decades * (rate @ member) * self.share
+
+    @property
+    def share(self) -> float:
+        """One over the square root of the number of groups that have features."""
+        return float(1.0 / np.sqrt(len(np.unique(self.groups))))
+
+
+def _decades_beyond(value: Float32, starts: Float32, decades: Float32) -> Float64:
+    """How many decades `(m, F)` values lie beyond their `(m, 2, F)` tails' starts, at least 0."""
+    wide = decades.astype(np.float64)
+    up, down = (value - starts[:, 0]) / wide[:, 0], (starts[:, 1] - value) / wide[:, 1]
+    out: Float64 = np.maximum(np.maximum(up, down), 0.0)
+    return out
+
+
+CombinationName: TypeAlias = Literal["tails", "sum"]
+
+DECADE: Final = 2.3
+"""What an error's logarithm counts at the training rows' .995 quantile: nearly ln 10."""
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """How both errors and the tails become one positive score.
+
+    `tails`: with `dec(e) = (ln e - centre) * gain`, 0 at the training rows' median and `DECADE` at
+    their .995 quantile, `raw = (dec(e1) + stage2_weight dec(e2)) / norm + tail_weight T`. The score
+    is `(raw + sqrt(raw^2 + 4)) / 2` (Barron 2021, "Squareplus"): 1 where raw is 0, raw + 1/raw
+    where it is large, and positive, so that a threshold can be multiplied and a score divided by
+    it. It grows with raw, so ranks are raw's; and without bound, as T does.
+
+    `sum`: `e1 + e2`, the reference. The tails are no part of the score, only of the severity.
+
+    Parameters
+    ----------
+    name
+        Which of both.
+    stage2_weight, norm, tail_weight
+        Of `tails`.
+    cap
+        Most that one squared residual of stage 1 counts in its error, so that a feature that hardly
+        ever moved in training does not decide it alone.
+    centre1, gain1, centre2, gain2
+        Of the logarithms of both errors.
+    """
+
+    name: CombinationName = "sum"
+    stage2_weight: float = 1.0
+    norm: float = 1.0
+    tail_weight: float = 0.0
+    cap: float = np.inf
+    centre1: float = 0.0
+    gain1: float = 1.0
+    centre2: float = 0.0
+    gain2: float = 1.0
+
+    def __call__(self, stage1: Float64, stage2: Float64, tail: Float64) -> Float64:
         """`(n,)` float64 scores."""
-        return self.stage1 * stage1 + self.stage2 * stage2 + self.excess * excess
+        if self.name == "sum":
+            return stage1 + stage2
+        return self._combined(stage1, stage2, tail, self.stage2_weight)
+
+    def without_stage2(self, stage1: Float64, tail: Float64) -> Float64:
+        """`(n,)` float64 scores with stage 2 at its median, or left out of the sum."""
+        if self.name == "sum":
+            return stage1.copy()
+        return self._combined(stage1, stage1, tail, 0.0)
+
+    def body(self, stage1: Float64) -> Float64:
+        """`(n,)` float64: what stage 1's error adds to raw, at least next to nothing."""
+        logs = np.log(stage1 + LEAST_ERROR)
+        return np.maximum((logs - self.centre1) * self.gain1 / self.norm, 1e-9)
+
+    def severity(self, score: float, threshold: float, tail: float) -> float:
+        """`score / threshold`; under `sum` times `1 + T`, because clipped errors stop growing."""
+        relative = score / threshold
+        return relative * (1.0 + tail) if self.name == "sum" else relative
+
+    def _combined(
+        self, stage1: Float64, stage2: Float64, tail: Float64, stage2_weight: float
+    ) -> Float64:
+        facts = (
+            self.centre1, self.gain1, self.centre2, self.gain2, stage2_weight, self.norm,
+            self.tail_weight,
+        )  # fmt: skip
+        score = np.empty(len(stage1))
+        combine(stage1, stage2, tail, facts, score)
+        return score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TwoStageModel:
-    """Normaliser, weights (names as in `network.weight_shapes`, float32) and combination."""
+    """Normaliser, weights (names as in `network.Sizes.shapes`, float32), tails and combination."""
 
     normaliser: Normaliser
     weights: Mapping[str, npt.NDArray[Any]]
+    tails: Tails
     combination: Combination
+
+    @property
+    def latents(self) -> int:
+        """Units of all members' latents together."""
+        return int(self.weights["stage2.centre"].size)

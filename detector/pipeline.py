@@ -28,6 +28,7 @@ from detector.events import (
     episode_id,
     event_id,
     flag_labels,
+    raised_by,
     severity_of,
 )
 from detector.features import FeatureBank, FeatureBlock, FeatureSpec
@@ -272,7 +273,7 @@ class Pipeline:
             self.symbols.learn(batch.symbols)
         book = self._book(batch.partition)
         measures = np.stack(
-            [scores.score, scores.threshold, scores.stage1, scores.stage2, scores.excess]
+            [scores.score, scores.threshold, scores.stage1, scores.stage2, scores.tail]
         )
         transitions = book.step(
             block.slots, block.keys, block.ts, batch.offsets, batch.indices, measures
@@ -326,8 +327,10 @@ class Pipeline:
         top, values = explained[about] if about >= 0 else book.remembered(transition.slot)
         closing = transition.phase == "close"
         measured = transition.peak if closing else tuple(measures[:, row].tolist())
-        score, threshold, stage1, stage2, excess = measured
-        severity, severity_value = severity_of(score, threshold, excess)
+        score, threshold, stage1, stage2, tail = measured
+        combination = self._scorer.combination
+        severity = combination.severity(score, threshold, tail)
+        without = float(combination.without_stage2(np.array([stage1]), np.array([tail]))[0])
         publisher, instrument = split_key(transition.key)
         return AnomalyEvent(
             event_id=event_id(episode, transition.phase, source),
@@ -339,10 +342,12 @@ class Pipeline:
             ts_event=transition.ts_alive if closing else int(block.ts[row]),
             score=score,
             threshold=threshold,
-            severity=severity,
-            severity_value=severity_value,
+            severity=severity_of(severity),
+            severity_value=severity,
             stage1_error=stage1,
             stage2_error=stage2,
+            stage2_share=max(0.0, 1.0 - without / score),
+            raised_by=raised_by(score, without, threshold, self._spec.policy.close_ratio),
             top_features=tuple(
                 TopFeature(self._features.names[i], *facts)
                 for i, facts in zip(top.tolist(), values.tolist(), strict=True)

@@ -34,25 +34,26 @@ class ScoreBlock:
     Parameters
     ----------
     stage1, stage2
-        `(n,)` float64 reconstruction errors: mean squared residual in training standard deviations.
+        `(n,)` float64 reconstruction errors: mean squared residual in training standard deviations,
+        over units and members.
+    tail
+        `(n,)` float64: how far features and residuals lie beyond their training quantiles.
     score
-        `(n,)` float64: both errors combined as the model says.
+        `(n,)` float64: errors and tail combined as the model says; positive.
     threshold
         `(n,)` float64: a row is anomalous where its score reaches it. From the scorer, the frozen
         one; in an `Outcome`, the one applied.
-    excess
-        `(n,)` float64: mean over features of `log(1 + max(|z| - clip, 0))`, what clipping hid.
     rows
         `(n,)` int32: the instrument's row in the model's tables, 0 where it was not trained on.
     latent
-        `(n, L)` float32 standardised latent of stage 1, where asked for.
+        `(n, M L)` float32 standardised latents of stage 1, member after member, where asked for.
     """
 
     stage1: Float64
     stage2: Float64
+    tail: Float64
     score: Float64
     threshold: Float64
-    excess: Float64
     rows: Int32
     latent: Float32 | None = None
 
@@ -64,24 +65,15 @@ class ScoreBlock:
         """`(n,)` bool: the score has reached the threshold; False where not ready."""
         return self.score >= self.threshold
 
-    @property
-    def severity(self) -> Float64:
-        """`(n,)` float64 `score / threshold * (1 + excess)`.
-
-        Grows with a growing outlier even where its clipped features, and with them the score, no
-        longer do.
-        """
-        return self.score / self.threshold * (1.0 + self.excess)
-
     def rows_between(self, start: int, stop: int) -> ScoreBlock:
         """Scores of the rows from `start` up to, not including, `stop`."""
         part = slice(start, stop)
         return ScoreBlock(
             self.stage1[part],
             self.stage2[part],
+            self.tail[part],
             self.score[part],
             self.threshold[part],
-            self.excess[part],
             self.rows[part],
             None if self.latent is None else self.latent[part],
         )
@@ -89,23 +81,21 @@ class ScoreBlock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Why a few rows scored as they did.
+    """Which features made a few rows score as they did.
 
     Parameters
     ----------
     expected
-        `(m, F)` float32: the value stage 1 reconstructs for each feature, in the feature's unit.
+        `(m, F)` float32: the value the members rebuild for each feature on average, in its unit.
     share
-        `(m, F)` float64: each feature's share of stage 1's squared error, rows summing to 1. A
-        feature beyond the clip counts `1 + log(1 + |z| - clip)` times: its residual no longer
-        grows, and the one that is furthest out would not stand out among those just clipped.
-    stage2_share
-        `(m,)` float64: how much of the score came from stage 2, in [0, 1].
+        `(m, F)` float64: each feature's share of stage 1's error and of the tails, rows summing to
+        1. Error and tails are divided up each among the features, and weigh as they do in the
+        score; under `sum`, whose score has no tails, a feature's error counts `1 + ln(1 + d)`
+        times.
     """
 
     expected: Float32
     share: Float64
-    stage2_share: Float64
 
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -135,10 +125,10 @@ class TwoStageScorer:
     def __init__(self, model: TwoStageModel, device: Device = "auto") -> None:
         self.model = model
         self._folded = fold(model.weights)
-        self._kernel = KernelForward(model.normaliser, self._folded)
+        self._kernel = KernelForward(model, self._folded)
         self._forward: Forward = self._kernel
         if device != "cpu" and gpu_visible():
-            self._forward = CompiledForward(model.normaliser, self._folded)
+            self._forward = CompiledForward(model, self._folded)
         elif device == "gpu":
             raise NoGpuError(
                 "model.device = 'gpu': TensorFlow sees no GPU; allowed here: 'auto', 'cpu'"
@@ -154,14 +144,14 @@ class TwoStageScorer:
         self._kernel.warm()
         self._forward.warm()
 
-    def errors(
+    def measure(
         self,
         values: npt.NDArray[np.floating],
         keys: Int64,
         ready: Bool,
         latent: Float32 | None = None,
     ) -> tuple[Float64, Float64, Int32]:
-        """Return the reconstruction errors of any number of rows.
+        """Measure any number of rows.
 
         Parameters
         ----------
@@ -172,47 +162,72 @@ class TwoStageScorer:
         ready
             `(n,)` bool.
         latent
-            `(n, L)` float32 to write the standardised latent into, or None.
+            `(n, M L)` float32 to write the standardised latents into, or None.
 
         Returns
         -------
         errors
             `(2, n)` float64: stages 1 and 2.
-        excess
+        tail
             `(n,)` float64.
         rows
             `(n,)` int32 table rows.
         """
         n = len(values)
-        found, excess, rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
-        self._forward(values, keys, ready, found, excess, rows, latent)
+        errors, tail, rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
+        self._forward(values, keys, ready, errors, tail, rows, latent)
         if latent is not None:
             latent *= self._folded.latent_gain
             latent += self._folded.latent_shift
             latent[~ready] = np.nan
-        return found, excess, rows
+        return errors, tail, rows
+
+    def residuals(
+        self, values: npt.NDArray[np.floating], keys: Int64
+    ) -> tuple[Float32, Float32, Float64, Float64, Int32]:
+        """Measure rows feature by feature; on the CPU always.
+
+        Returns
+        -------
+        z, residual
+            `(m, F)` float32: z-scores, and the members' mean residual of the clipped ones in
+            training standard deviations.
+        errors, tail, rows
+            As in `measure`.
+        """
+        m = len(values)
+        errors, tail, rows = np.empty((2, m)), np.empty(m), np.empty(m, np.int32)
+        z, residual = np.empty(values.shape, np.float32), np.empty(values.shape, np.float32)
+        ready = np.ones(m, np.bool_)
+        self._kernel(values, keys, ready, errors, tail, rows, normal=z, residual=residual)
+        return z, residual, errors, tail, rows
+
+    def hidden(self, z: Float32) -> Float32:
+        """`(m, F)`: what clipping hid of z-scores, in the units of `residuals`."""
+        clip = self.model.normaliser.clip
+        hidden: Float32 = (np.clip(z, -clip, clip) - z) * self._folded.gain
+        return hidden
 
     def explain(self, values: Float32, keys: Int64) -> Explanation:
-        """Say what stage 1 expected instead of `values` `(m, F)`, and which features erred.
+        """Say what was expected instead of `values` `(m, F)`, and which features stand out.
 
         On the CPU always: a handful of rows are not worth a GPU's round trip.
         """
-        m, tables = len(values), self.model.normaliser
-        errors, excess, rows = np.empty((2, m)), np.empty(m), np.empty(m, np.int32)
-        residual1 = np.empty(values.shape, np.float32)
-        self._kernel(values, keys, np.ones(m, np.bool_), errors, excess, rows, residual=residual1)
-        centre, scale = tables.centre[rows], tables.scale[rows]
-        z = (values - centre) / scale
-        clipped = np.clip(z, -tables.clip, tables.clip)
-        rebuilt = clipped + residual1 / self._folded.gain
-        hidden = 1.0 + np.log1p(np.maximum(np.abs(z) - tables.clip, 0.0))
-        weight = np.square(residual1, dtype=np.float64) * hidden + np.finfo(np.float64).tiny
-        score = self.model.combination(errors[0], errors[1], excess)
-        part2 = self.model.combination.stage2 * errors[1]
+        tables, tails, combination = self.model.normaliser, self.model.tails, self.model.combination
+        z, residual, errors, _, rows = self.residuals(values, keys)
+        u = residual + self.hidden(z)
+        expected = tables.centre[rows] + tables.scale[rows] * (z + u / self._folded.gain)
+        squares = np.minimum(np.square(residual, dtype=np.float64), combination.cap)
+        squares += np.finfo(np.float64).tiny
+        decades = tails.decades(rows, z, u)
+        if combination.name == "sum":
+            weight = squares * (1.0 + decades)
+        else:
+            body = combination.body(errors[0])
+            weight = body[:, None] * squares / squares.sum(axis=1, keepdims=True)
+            weight += combination.tail_weight * tails.parts(decades)
         return Explanation(
-            expected=(centre + scale * rebuilt).astype(np.float32),
-            share=weight / weight.sum(axis=1, keepdims=True),
-            stage2_share=np.divide(part2, score, out=np.zeros(m), where=score > 0),
+            expected=expected.astype(np.float32), share=weight / weight.sum(axis=1, keepdims=True)
         )
 
 
@@ -229,6 +244,7 @@ class Scorer:
 
     def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
         self._scorer = TwoStageScorer(artifact.model, device)
+        self.combination = artifact.model.combination
         self.thresholds = artifact.thresholds
         self.reference = artifact.reference
         self.version = artifact.version
@@ -242,7 +258,7 @@ class Scorer:
     @property
     def latent_width(self) -> int:
         """Columns of the latent."""
-        return len(self._scorer.model.weights["stage2.centre"])
+        return self._scorer.model.latents
 
     def warm(self) -> None:
         """Compile everything; the first `score` is then as fast as the others."""
@@ -259,14 +275,14 @@ class Scorer:
             Whether to return the latent too.
         """
         model, n = self._scorer.model, len(block.values)
-        latents = np.empty((n, self.latent_width), np.float32) if latent else None
-        errors, excess, rows = self._scorer.errors(block.values, block.keys, block.ready, latents)
+        latents = np.empty((n, model.latents), np.float32) if latent else None
+        errors, tail, rows = self._scorer.measure(block.values, block.keys, block.ready, latents)
         return ScoreBlock(
             stage1=errors[0],
             stage2=errors[1],
-            score=model.combination(errors[0], errors[1], excess),
+            tail=tail,
+            score=model.combination(errors[0], errors[1], tail),
             threshold=self.thresholds.threshold_for(rows),
-            excess=excess,
             rows=rows,
             latent=latents,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +10,60 @@ import numpy as np
 
 from detector.artifact import (
     PEAK_TABLES,
+    TAIL_TABLES,
     Architecture,
     Artifact,
     Features,
     Manifest,
+    ScoreSection,
     ThresholdSection,
     Training,
     write_artifact,
 )
 from detector.drift import BINS
 from detector.features import DEFAULT, FeatureBlock, FeatureSpec
-from detector.model import Combination, Normaliser, TwoStageModel
-from detector.network import weight_shapes
+from detector.model import Combination, Normaliser, Tails, TwoStageModel
+from detector.network import Sizes
 
 CLIP = 3.0
 
 
-def random_model(features: int = 20, instruments: int = 5, seed: int = 0) -> TwoStageModel:
+SIZES = Sizes(features=20, hidden=10, latent=6, stage2_latent=2, members=3)
+
+
+def random_model(
+    features: int = 20, instruments: int = 5, seed: int = 0, **sizes: Any
+) -> TwoStageModel:
     """Return a model of the given width; its instruments have the keys 10, 20, 30 and so on."""
     rng = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
-    for name, shape in weight_shapes(features, 12, 6, 2).items():
+    for name, shape in replace(SIZES, features=features, **sizes).shapes().items():
         if name.endswith(("_sd", "scale")):
             weights[name] = rng.uniform(0.3, 1.5, shape).astype(np.float32)
         else:
-            weights[name] = (rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32)
+            weights[name] = (rng.normal(size=shape) / np.sqrt(shape[-2])).astype(np.float32)
+    rows = instruments + 1
     normaliser = Normaliser(
-        np.arange(1, instruments + 1, dtype=np.int64) * 10,
-        rng.normal(size=(instruments + 1, features)),
-        rng.uniform(0.5, 2.0, (instruments + 1, features)),
+        np.arange(1, rows, dtype=np.int64) * 10,
+        rng.normal(size=(rows, features)),
+        rng.uniform(0.5, 2.0, (rows, features)),
         CLIP,
     )
-    return TwoStageModel(normaliser, weights, Combination(1.1, 0.6, 0.4))
+    return TwoStageModel(normaliser, weights, random_tails(rows, features, rng), COMBINATION)
+
+
+COMBINATION = Combination("tails", 0.5, 1.25, 2.0, 30.0, -0.1, 2.0, 0.2, 1.5)
+
+
+def random_tails(rows: int, features: int, rng: np.random.Generator) -> Tails:
+    """Return tails that begin around 1.5 on either side."""
+    groups = (np.arange(features) % 3 == 0).astype(np.int8)
+    sides = np.array([1.0, -1.0])[:, None]
+    starts, decades = (
+        rng.uniform(low, high, (2, rows, 2, features)) for low, high in ((1.2, 1.8), (0.3, 2.0))
+    )
+    starts, decades = (a.astype(np.float32) for a in (starts * sides, decades))
+    return Tails(groups, starts[0], decades[0], starts[1], decades[1])
 
 
 def rows_for(model: TwoStageModel, n: int, seed: int = 1) -> FeatureBlock:
@@ -100,15 +123,14 @@ def folder_contents(
         features=Features(fingerprint=spec.fingerprint, spec=spec.to_dict()),
         architecture=Architecture(
             features=features,
-            hidden=12,
-            latent=6,
-            stage2_latent=2,
+            hidden=SIZES.hidden,
+            latent=SIZES.latent,
+            stage2_latent=SIZES.stage2_latent,
+            members=SIZES.members,
             clip=CLIP,
-            combination="weighted",
-            stage1_weight=model.combination.stage1,
-            stage2_weight=model.combination.stage2,
-            excess_weight=model.combination.excess,
+            whitened=False,
         ),
+        score=ScoreSection.of(model.combination),
         thresholds=ThresholdSection(
             quantile=0.999,
             pooled=threshold,
@@ -134,6 +156,8 @@ def folder_contents(
         "keys": model.normaliser.keys,
         "centre": model.normaliser.centre,
         "scale": model.normaliser.scale,
+        "tail_groups": model.tails.groups,
+        **{name: getattr(model.tails, name) for name in TAIL_TABLES},
         "threshold": thresholds,
         "threshold_own": np.arange(rows) < 2,
         "reference_edges": np.tile(

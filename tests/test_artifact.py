@@ -67,6 +67,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert read.thresholds.pooled == 4.0
     assert read.features.fingerprint == contents["manifest"].features.fingerprint
     assert read.model.combination == written.model.combination
+    np.testing.assert_array_equal(read.model.tails.table(), written.model.tails.table())
 
 
 def test_manifest_lists_every_other_file_with_its_hash(folder: Path) -> None:
@@ -156,7 +157,17 @@ def test_manifest_that_is_no_manifest_is_refused(folder: Path, data: bytes) -> N
         (lambda m: m["thresholds"].update(quantile=1.0), r"thresholds\.quantile"),
         (lambda m: m["features"].update(fingerprint="xyz"), r"features\.fingerprint"),
         (lambda m: m["files"].pop("weights.safetensors"), "does not list weights"),
-        (lambda m: m.update(schema_version=2), "schema_version is 2, this tapewatch reads 1"),
+        (
+            lambda m: m.update(schema_version=1),
+            "schema_version is 1, this tapewatch reads 2; train",
+        ),
+        (lambda m: m["architecture"].update(members=2), r"weights\.safetensors: .* expected"),
+        (lambda m: m["architecture"].update(whitened=True), "expected: stage1.residual_mean"),
+        (lambda m: m["architecture"].update(variational="all"), r"architecture\.variational"),
+        (lambda m: m["score"].update(combination="weighted"), r"score\.combination"),
+        (lambda m: m["score"].update(norm=0.0), r"score\.norm"),
+        (lambda m: m["score"].update(gain1=-1.0), r"score\.gain1"),
+        (lambda m: m.pop("score"), "score"),
         (lambda m: m["architecture"].update(features=3), r"architecture\.features is 3"),
         (lambda m: m["architecture"].update(hidden=13), r"weights\.safetensors: .* expected"),
         (lambda m: m["thresholds"].update(pooled=4.5), "pooled threshold is 4.0"),
@@ -199,6 +210,10 @@ def test_arrays_must_be_what_the_manifest_announces(folder: Path) -> None:
         "centre": (good["centre"].astype(np.float32), "centre is float32"),
         "threshold": (np.full_like(good["threshold"], np.nan), "threshold holds NaN"),
         "another": (np.zeros(1), "not expected: another"),
+        "tail_groups": (good["tail_groups"] + np.int8(5), "tail_groups must be 0 or 1"),
+        "value_starts": (good["value_starts"][:, ::-1].copy(), "the upper must not be below"),
+        "residual_decades": (good["residual_decades"] * 0, "residual_decades must be positive"),
+        "residual_starts": (good["residual_starts"][:, :1].copy(), "residual_starts is float32"),
     }
     for name, (array, message) in bad.items():
         original = (folder / "tables.safetensors").read_bytes()
@@ -207,6 +222,12 @@ def test_arrays_must_be_what_the_manifest_announces(folder: Path) -> None:
             read_artifact(folder)
         replace_file(folder, "tables.safetensors", original)
     read_artifact(folder)
+
+
+def test_a_score_without_a_cap_is_read_back(folder: Path) -> None:
+    """JSON has no infinity: no cap is null, and infinite again when read."""
+    edit_manifest(folder, lambda m: m["score"].update(cap=None))
+    assert read_artifact(folder).model.combination.cap == np.inf
 
 
 def test_manifest_of_an_earlier_version_has_quantile_thresholds(folder: Path) -> None:

@@ -62,6 +62,7 @@ FACTS: dict[str, Any] = {
         "features": 2,
         "hidden": 2,
         "latent": 1,
+        "members": 3,
         "stage2_latent": 1,
         "multiply_adds": 8,
         "quantile": 0.99,

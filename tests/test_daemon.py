@@ -220,6 +220,8 @@ def event_at(partition: int, offset: int) -> AnomalyEvent:
         severity_value=2.0,
         stage1_error=1.0,
         stage2_error=1.0,
+        stage2_share=0.5,
+        raised_by="values",
         top_features=(),
         flags=(),
         model=("m", "a" * 64),

@@ -25,6 +25,7 @@ from detector.events import (
     episode_id,
     event_id,
     event_schema,
+    raised_by,
     severity_of,
 )
 from tests.oracle_episodes import EpisodeOracle
@@ -194,6 +195,8 @@ def event(**changes: Any) -> AnomalyEvent:
         "severity_value": 1.25,
         "stage1_error": 1.0,
         "stage2_error": 2.0,
+        "stage2_share": 0.25,
+        "raised_by": "combination",
         "top_features": (TopFeature("spread", 9.0, 1.0, 0.75),),
         "flags": ("late",),
         "model": ("v1", "a" * 64),
@@ -240,11 +243,26 @@ def test_ids_depend_on_place_and_phase_only() -> None:
     assert event_id(episode, "open", source) != event_id(episode, "close", source)
 
 
-def test_severity_grows_with_score_and_excess() -> None:
-    """Severity keeps growing with the excess after the score itself has stopped."""
-    assert severity_of(10, 10, 0.0) == ("minor", 1.0)
-    assert severity_of(20, 10, 0.0) == ("major", 2.0)
-    assert severity_of(20, 10, 1.0) == ("critical", 4.0)
+def test_severity_has_three_labels() -> None:
+    """Twice the threshold is major, four times is critical."""
+    assert [severity_of(value) for value in (0.8, 1.0, 1.99, 2.0, 3.9, 4.0, 99.0)] == [
+        "minor", "minor", "minor", "major", "major", "critical", "critical"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("score", "without", "expected"),
+    [
+        (12.0, 11.0, "values"),
+        (12.0, 10.0, "values"),
+        (12.0, 9.9, "combination"),
+        (9.0, 8.5, "values"),  # keeps the episode open, as 8 does
+        (9.0, 7.5, "combination"),
+    ],
+)
+def test_what_raised_an_alarm_is_what_it_takes(score: float, without: float, expected: str) -> None:
+    """The values alone, where they reach the threshold (or what holds it open) without stage 2."""
+    assert raised_by(score, without, threshold=10.0, close_ratio=0.8) == expected
 
 
 def test_cloudevents_headers_name_type_and_subject() -> None:

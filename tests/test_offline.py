@@ -77,7 +77,7 @@ def test_thresholds_that_adapt_are_those_of_the_pipeline_in_any_batches(
     The thresholds move, the Parquet file holds the ones applied, and every event carries its own.
     """
     path, batch = ticks
-    artifact = random_artifact(tmp_path / "model", threshold=10.5, budget=200.0)
+    artifact = random_artifact(tmp_path / "model", threshold=16.0, budget=200.0)
     out, lines = tmp_path / "scores.parquet", tmp_path / "events.jsonl"
     done = score_files(artifact, Files((path,)), out, pipeline_spec=CLOSING, events=lines)
     pipeline = Pipeline(artifact.features, Scorer(artifact), CLOSING)
@@ -106,14 +106,14 @@ def test_thresholds_that_adapt_are_those_of_the_pipeline_in_any_batches(
 def test_adaptation_can_be_switched_off(ticks: tuple[Path, TickBatch], tmp_path: Path) -> None:
     """With `adapt` off a model's thresholds stay as trained, like those of a quantile model."""
     _, batch = ticks
-    adaptive = random_artifact(tmp_path / "adaptive", threshold=10.5, budget=200.0)
-    quantile = random_artifact(tmp_path / "quantile", threshold=10.5)
+    adaptive = random_artifact(tmp_path / "adaptive", threshold=16.0, budget=200.0)
+    quantile = random_artifact(tmp_path / "quantile", threshold=16.0)
     frozen = Pipeline(adaptive.features, Scorer(adaptive), replace(CLOSING, adapt=False))
     off = frozen.process(batch)
     plain = Pipeline(quantile.features, Scorer(quantile)).process(batch)
     moved = Pipeline(adaptive.features, Scorer(adaptive), CLOSING).process(batch)
     np.testing.assert_array_equal(off.scores[0].threshold, plain.scores[0].threshold)
-    assert set(plain.scores[0].threshold.tolist()) == {10.5}
+    assert set(plain.scores[0].threshold.tolist()) == {16.0}
     assert len(set(moved.scores[0].threshold.tolist())) > 100
 
 
@@ -122,7 +122,7 @@ def test_a_released_partition_begins_at_the_prior(
 ) -> None:
     """What thresholds learned goes with the partition, and partitions do not share it."""
     _, batch = ticks
-    artifact = random_artifact(tmp_path / "model", threshold=10.5, budget=200.0)
+    artifact = random_artifact(tmp_path / "model", threshold=16.0, budget=200.0)
     pipeline = Pipeline(artifact.features, Scorer(artifact), CLOSING)
     first = pipeline.process(batch).scores[0].threshold
     other = pipeline.process(replace(batch, partition=5)).scores[0].threshold

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,32 +15,86 @@ from detector.features import DEFAULT, FeatureBlock
 from detector.forward import Forward, KernelForward
 from detector.kernels_scoring import EMPTY, LANES, STRIP, dense, hyperbolic_tangent
 from detector.model import Combination, Normaliser, TwoStageModel, ZScores
-from detector.network import DECODER, DECODER2, ENCODER2, HIDDEN, LATENT, OUTPUT, fold
+from detector.network import (
+    DECODER,
+    DECODER2,
+    ENCODER2,
+    HIDDEN,
+    LATENT,
+    OUTPUT,
+    RESIDUAL_MEAN,
+    WHITENING,
+    fold,
+)
 from detector.scorer import NoGpuError, Scorer, TwoStageScorer
 from tests.models import CLIP, block_of, part_of, random_artifact, random_model, rows_for
 
 
-def oracle(
-    model: TwoStageModel, values: np.ndarray, keys: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Errors of both stages, excess and standardised latent, as the recipe's text has them."""
+@dataclass(frozen=True)
+class Measured:
+    """What the oracle says of some rows."""
+
+    stage1: np.ndarray
+    stage2: np.ndarray
+    tail: np.ndarray
+    latent: np.ndarray
+    expected: np.ndarray
+    share: np.ndarray
+
+
+def oracle(model: TwoStageModel, values: np.ndarray, keys: np.ndarray) -> Measured:
+    """Everything that is measured of rows, in float64, as the recipe's text has it."""
     w = {name: array.astype(np.float64) for name, array in model.weights.items()}
-    tables = model.normaliser
+    tables, tails = model.normaliser, model.tails
     known = {int(key): i + 1 for i, key in enumerate(tables.keys)}
     rows = np.array([known.get(int(key), 0) for key in keys])
     z = (values.astype(np.float64) - tables.centre[rows]) / tables.scale[rows]
-    x = np.clip(z, -CLIP, CLIP)
-    hidden = np.tanh(x @ w[f"{HIDDEN}.kernel"] + w[f"{HIDDEN}.bias"])
-    latent = hidden @ w[f"{LATENT}.kernel"] + w[f"{LATENT}.bias"]
-    hidden = np.tanh(latent @ w[f"{DECODER}.kernel"] + w[f"{DECODER}.bias"])
-    rebuilt = hidden @ w[f"{OUTPUT}.kernel"] + w[f"{OUTPUT}.bias"]
-    stage1 = np.mean(((rebuilt - x) / w["stage1.residual_sd"]) ** 2, axis=1)
-    code = (latent - w["stage2.centre"]) / w["stage2.scale"]
-    narrow = code @ w[f"{ENCODER2}.kernel"] + w[f"{ENCODER2}.bias"]
-    again = narrow @ w[f"{DECODER2}.kernel"] + w[f"{DECODER2}.bias"]
-    stage2 = np.mean(((again - code) / w["stage2.residual_sd"]) ** 2, axis=1)
-    excess = np.mean(np.log1p(np.maximum(np.abs(z) - CLIP, 0.0)), axis=1)
-    return stage1, stage2, excess, code
+    x, sd = np.clip(z, -CLIP, CLIP), w["stage1.residual_sd"]
+    squares1, squares2, latents, rebuilts = [], [], [], []
+    for m in range(len(w[f"{HIDDEN}.bias"])):
+
+        def layer(name: str, x: np.ndarray, m: int = m) -> np.ndarray:
+            return x @ w[f"{name}.kernel"][m] + w[f"{name}.bias"][m]
+
+        latent = layer(LATENT, np.tanh(layer(HIDDEN, x)))
+        rebuilt = layer(OUTPUT, np.tanh(layer(DECODER, latent)))
+        residual = (rebuilt - x) / sd
+        if WHITENING in w:
+            residual = (residual - w[RESIDUAL_MEAN][m]) @ w[WHITENING][m]
+        squares1.append(np.minimum(residual**2, model.combination.cap))
+        code = (latent - w["stage2.centre"][m]) / w["stage2.scale"][m]
+        again = layer(DECODER2, layer(ENCODER2, code))
+        squares2.append(((again - code) / w["stage2.residual_sd"][m]) ** 2)
+        latents.append(code)
+        rebuilts.append(rebuilt)
+    rebuilt = np.mean(rebuilts, axis=0)
+    beyond = np.zeros_like(z)
+    for value, starts, decades in (
+        (z, tails.value_starts, tails.value_decades),
+        ((rebuilt - z) / sd, tails.residual_starts, tails.residual_decades),
+    ):
+        above = (value - starts[rows, 0]) / decades[rows, 0]
+        below = (starts[rows, 1] - value) / decades[rows, 1]
+        beyond += np.maximum(np.maximum(above, below), 0.0)
+    logs = np.log(1.0 + beyond)
+    groups = np.unique(tails.groups)
+    roots = np.stack([np.sqrt(logs[:, tails.groups == g].sum(axis=1)) for g in groups], axis=1)
+    body = np.mean(squares1, axis=(0, 2))
+    combination = model.combination
+    body = np.maximum((np.log(body) - combination.centre1) * combination.gain1, 0)
+    squares = np.minimum(((rebuilt - x) / sd) ** 2, combination.cap)
+    share = (body / combination.norm)[:, None] * squares / squares.sum(axis=1)[:, None]
+    for g, root in zip(groups, roots.T, strict=True):
+        mine = (logs * (tails.groups == g)) / np.maximum(root, 1e-12)[:, None]
+        share += combination.tail_weight * mine / np.sqrt(len(groups))
+    return Measured(
+        stage1=np.mean(squares1, axis=(0, 2)),
+        stage2=np.mean(squares2, axis=(0, 2)),
+        tail=roots.sum(axis=1) / np.sqrt(len(groups)),
+        latent=np.concatenate(latents, axis=1),
+        expected=tables.centre[rows] + tables.scale[rows] * rebuilt,
+        share=share / share.sum(axis=1, keepdims=True),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +103,34 @@ def model() -> TwoStageModel:
     return random_model()
 
 
-def test_errors_are_those_of_the_oracle(model: TwoStageModel) -> None:
-    """The folded float32 network equals the unfolded float64 one to single precision."""
+@pytest.mark.parametrize(
+    "sizes", [{}, {"whitened": True}, {"members": 1, "hidden": 7, "latent": 3}, {"features": 129}]
+)
+def test_what_is_measured_is_what_the_oracle_measures(sizes: dict[str, Any]) -> None:
+    """The folded float32 members equal the unfolded float64 ones to single precision."""
+    model = random_model(**sizes)
     block = rows_for(model, 1_000)
-    latent = np.empty((1_000, 6), np.float32)
-    scorer = TwoStageScorer(model)
-    errors, excess, rows = scorer.errors(block.values, block.keys, block.ready, latent)
-    stage1, stage2, expected_excess, code = oracle(model, block.values, block.keys)
-    np.testing.assert_allclose(errors[0], stage1, rtol=2e-5)
-    np.testing.assert_allclose(errors[1], stage2, rtol=2e-5)
-    np.testing.assert_allclose(excess, expected_excess, rtol=1e-12)
-    np.testing.assert_allclose(latent, code, rtol=1e-4, atol=1e-5)
+    latent = np.empty((1_000, model.latents), np.float32)
+    errors, tail, rows = TwoStageScorer(model).measure(
+        block.values, block.keys, block.ready, latent
+    )
+    expected = oracle(model, block.values, block.keys)
+    np.testing.assert_allclose(errors[0], expected.stage1, rtol=2e-5)
+    np.testing.assert_allclose(errors[1], expected.stage2, rtol=2e-5)
+    np.testing.assert_allclose(tail, expected.tail, rtol=2e-5)
+    np.testing.assert_allclose(latent, expected.latent, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(rows, model.normaliser.rows_for(block.keys))
     assert set(rows.tolist()) == {0, 1, 2, 3, 4, 5}
 
 
 def run(
     forward: Forward, block: FeatureBlock, latent: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return errors, excess and table rows of a block."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return errors with the tails below them, and table rows, of a block."""
     n = len(block)
-    errors, excess, rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
-    forward(block.values, block.keys, block.ready, errors, excess, rows, latent)
-    return errors, excess, rows
+    errors, tail, rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
+    forward(block.values, block.keys, block.ready, errors, tail, rows, latent)
+    return np.vstack([errors, tail]), rows
 
 
 @pytest.mark.parametrize("sizes", [(64,), (64, 256, 1024, 4096), (100,)])
@@ -82,29 +143,31 @@ def test_scores_are_bit_equal_for_every_padded_size(
     matrix in another order.
     """
     block, folded = rows_for(model, 300), fold(model.weights)
-    reference, _, _ = run(CompiledForward(model.normaliser, folded, (512,)), block)
-    errors, _, _ = run(CompiledForward(model.normaliser, folded, sizes), block)
-    np.testing.assert_array_equal(errors, reference)
+    reference, _ = run(CompiledForward(model, folded, (512,)), block)
+    found, _ = run(CompiledForward(model, folded, sizes), block)
+    np.testing.assert_array_equal(found, reference)
 
 
-@pytest.mark.parametrize(("features", "instruments"), [(1, 1), (20, 5), (76, 3), (133, 0)])
-def test_kernel_and_tensorflow_agree(features: int, instruments: int) -> None:
+@pytest.mark.parametrize(
+    ("features", "instruments", "whitened"),
+    [(1, 1, False), (20, 5, True), (76, 3, False), (133, 0, False)],
+)
+def test_kernel_and_tensorflow_agree(features: int, instruments: int, whitened: bool) -> None:
     """A row scores the same on the way of the CPU and on that of the GPU, to single precision."""
-    model = random_model(features, instruments)
+    model = random_model(features, instruments, whitened=whitened)
     block = rows_for(model, 300)
     block.ready[::7] = False
     folded = fold(model.weights)
-    latents = np.full((2, 300, 6), np.nan, np.float32)
-    kernel, *facts = run(KernelForward(model.normaliser, folded), block, latents[0])
-    tensorflow, *same = run(CompiledForward(model.normaliser, folded), block, latents[1])
-    np.testing.assert_allclose(kernel, tensorflow, rtol=5e-6, atol=1e-7)
+    latents = np.full((2, 300, model.latents), np.nan, np.float32)
+    kernel, rows = run(KernelForward(model, folded), block, latents[0])
+    tensorflow, same = run(CompiledForward(model, folded), block, latents[1])
+    np.testing.assert_allclose(kernel, tensorflow, rtol=1e-5, atol=1e-6)
     assert np.isnan(kernel[:, ::7]).all()
     assert np.isfinite(kernel[:, block.ready]).all()
     np.testing.assert_allclose(
         latents[0][block.ready], latents[1][block.ready], rtol=1e-4, atol=1e-5
     )
-    for mine, theirs in zip(facts, same, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(rows, same)
 
 
 def test_tanh_is_accurate_to_single_precision() -> None:
@@ -152,9 +215,10 @@ def test_a_gpu_is_used_where_there_is_one(
     assert TwoStageScorer(model, "cpu").device == "cpu"
     block = rows_for(model, 50)
     scorer.warm()
-    errors, _, _ = scorer.errors(block.values, block.keys, block.ready)
-    expected, _, _ = TwoStageScorer(model, "cpu").errors(block.values, block.keys, block.ready)
+    errors, tail, _ = scorer.measure(block.values, block.keys, block.ready)
+    expected, same, _ = TwoStageScorer(model, "cpu").measure(block.values, block.keys, block.ready)
     np.testing.assert_allclose(errors, expected, rtol=5e-6)
+    np.testing.assert_allclose(tail, same, rtol=5e-6)
     assert (errors != expected).any()  # it was the other way indeed
 
 
@@ -171,39 +235,41 @@ def test_default_features_and_sizes_are_bit_equal_too(tmp_path: Path) -> None:
         part = scorer.score(part_of(block, slice(start, stop)))
         np.testing.assert_array_equal(part.score, whole.score[start:stop])
         np.testing.assert_array_equal(part.stage2, whole.stage2[start:stop])
+        np.testing.assert_array_equal(part.tail, whole.tail[start:stop])
 
 
 def test_rows_that_are_not_ready_are_nan_and_change_no_other(model: TwoStageModel) -> None:
     """Unready rows have no score, even where their values are garbage, and the rest keep theirs."""
     block = rows_for(model, 100)
     scorer = TwoStageScorer(model)
-    before, _, _ = scorer.errors(block.values, block.keys, block.ready)
+    before, _, _ = scorer.measure(block.values, block.keys, block.ready)
     ready = np.arange(100) % 3 > 0
     values = block.values.copy()
     values[~ready] = np.nan
-    after, excess, _ = scorer.errors(values, block.keys, ready)
+    after, tail, _ = scorer.measure(values, block.keys, ready)
     assert np.isnan(after[:, ~ready]).all()
-    assert np.isnan(excess[~ready]).all()
+    assert np.isnan(tail[~ready]).all()
     np.testing.assert_array_equal(after[:, ready], before[:, ready])
 
 
 def test_scorer_of_an_artifact_applies_its_combination_and_thresholds(tmp_path: Path) -> None:
-    """Score, threshold, alarm and severity follow from the errors as the manifest says."""
-    artifact = random_artifact(tmp_path / "m", threshold=4.0)
+    """Score, threshold and alarm follow from errors and tails as the manifest says."""
+    artifact = random_artifact(tmp_path / "m", threshold=9.0)
     block = rows_for(artifact.model, 500)
     scores = Scorer(artifact).score(block, latent=True)
-    weights = artifact.manifest.architecture
-    expected = weights.stage1_weight * scores.stage1 + weights.stage2_weight * scores.stage2
-    expected += weights.excess_weight * scores.excess
-    np.testing.assert_array_equal(scores.score, expected)
-    np.testing.assert_array_equal(scores.threshold, np.where(block.keys == 10, 5.0, 4.0))
-    np.testing.assert_array_equal(scores.anomaly, expected >= scores.threshold)
+    section = artifact.manifest.score
+    raw = (np.log(scores.stage1) - section.centre1) * section.gain1
+    raw += section.stage2_weight * (np.log(scores.stage2) - section.centre2) * section.gain2
+    raw = raw / section.norm + section.tail_weight * scores.tail
+    np.testing.assert_allclose(scores.score, (raw + np.sqrt(raw**2 + 4)) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(scores.threshold, np.where(block.keys == 10, 10.0, 9.0))
+    np.testing.assert_array_equal(scores.anomaly, scores.score >= scores.threshold)
     assert 0 < scores.anomaly.sum() < 500
-    np.testing.assert_allclose(scores.severity, expected / scores.threshold * (1 + scores.excess))
     assert scores.latent is not None
-    assert scores.latent.shape == (500, 6)
+    assert scores.latent.shape == (500, 18)
     part = scores.rows_between(3, 7)
-    np.testing.assert_array_equal(part.score, expected[3:7])
+    np.testing.assert_array_equal(part.score, scores.score[3:7])
+    np.testing.assert_array_equal(part.tail, scores.tail[3:7])
     assert len(part) == 4
 
 
@@ -220,48 +286,59 @@ def test_explanation_names_the_feature_that_was_moved(model: TwoStageModel) -> N
     values = tables.centre[1].astype(np.float32)[None, :].repeat(20, axis=0)
     moved = np.arange(20)
     values[moved, moved] += (50 * tables.scale[1]).astype(np.float32)
-    explained = TwoStageScorer(model).explain(values, np.full(20, 10, np.int64))
-    np.testing.assert_allclose(explained.share.sum(axis=1), 1.0)
-    rank = (explained.share > explained.share[moved, moved][:, None]).sum(axis=1)
-    assert np.mean(rank == 0) > 0.9
-    assert ((explained.stage2_share >= 0) & (explained.stage2_share <= 1)).all()
+    for name in ("tails", "sum"):
+        known = replace(model, combination=replace(model.combination, name=name))
+        explained = TwoStageScorer(known).explain(values, np.full(20, 10, np.int64))
+        np.testing.assert_allclose(explained.share.sum(axis=1), 1.0)
+        rank = (explained.share > explained.share[moved, moved][:, None]).sum(axis=1)
+        assert np.mean(rank == 0) > 0.9
 
 
-def test_expected_values_are_the_reconstruction_in_feature_units(model: TwoStageModel) -> None:
-    """`expected` less the clipped value, over scale and residual deviation, is the residual."""
+def test_explanation_is_that_of_the_oracle(model: TwoStageModel) -> None:
+    """What was expected is the members' mean; shares divide stage 1's part and the tails."""
     block = rows_for(model, 40)
-    scorer = TwoStageScorer(model)
-    explained = scorer.explain(block.values, block.keys)
-    tables = model.normaliser
-    rows = tables.rows_for(block.keys)
-    z = (block.values - tables.centre[rows]) / tables.scale[rows]
-    rebuilt = (explained.expected - tables.centre[rows]) / tables.scale[rows]
-    residual = (rebuilt - np.clip(z, -CLIP, CLIP)) / model.weights["stage1.residual_sd"]
-    errors, excess, _ = scorer.errors(block.values, block.keys, block.ready)
-    np.testing.assert_allclose(np.mean(residual**2, axis=1), errors[0], rtol=1e-4)
-    combined = model.combination(errors[0], errors[1], excess)
-    np.testing.assert_allclose(
-        explained.stage2_share, model.combination.stage2 * errors[1] / combined, rtol=1e-4
+    explained = TwoStageScorer(model).explain(block.values, block.keys)
+    expected = oracle(model, block.values, block.keys)
+    np.testing.assert_allclose(explained.expected, expected.expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(explained.share, expected.share, rtol=1e-3, atol=1e-6)
+
+
+def test_a_row_like_any_other_has_shares_too(model: TwoStageModel) -> None:
+    """Where neither error nor tails raise the score, the squared residuals are the shares."""
+    quiet = replace(
+        model,
+        tails=replace(
+            model.tails,
+            value_starts=model.tails.value_starts * 1e6,
+            residual_starts=model.tails.residual_starts * 1e6,
+        ),
+        combination=replace(model.combination, centre1=50.0),
     )
+    block = rows_for(model, 10)
+    share = TwoStageScorer(quiet).explain(block.values, block.keys).share
+    np.testing.assert_allclose(share.sum(axis=1), 1.0)
+    assert (share > 0).all()
 
 
 def test_large_offsets_do_not_cost_the_z_score_its_precision() -> None:
     """A float64 column near 1e9 with spread 1 keeps its z-score; float32 would lose it."""
     tables = Normaliser(np.empty(0, np.int64), np.full((1, 4), 1e9), np.ones((1, 4)), CLIP)
     values = 1e9 + np.array([[-1.5, 0.25, 2.0, 10.0]])
-    out, rows, excess = np.empty((1, 4), np.float32), np.empty(1, np.int32), np.empty(1)
-    ZScores(tables)(values, np.zeros(1, np.int64), np.ones(1, np.bool_), out, rows, excess)
-    assert out[0].tolist() == [-1.5, 0.25, 2.0, 3.0]
-    assert excess[0] == pytest.approx(np.log(8.0) / 4)
+    out, rows = np.empty((1, 4), np.float32), np.empty(1, np.int32)
+    ZScores(tables)(values, np.zeros(1, np.int64), np.ones(1, np.bool_), out, rows)
+    assert out[0].tolist() == [-1.5, 0.25, 2.0, 10.0]
 
 
-def test_excess_survives_the_overflow_of_its_product() -> None:
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_tails_survive_the_overflow_of_their_product(sign: float) -> None:
     """Features so far out that the product of their factors overflows sum up all the same."""
-    tables = Normaliser(np.empty(0, np.int64), np.zeros((1, 22)), np.ones((1, 22)), CLIP)
-    values = np.full((1, 22), 1e30)
-    out, rows, excess = np.empty((1, 22), np.float32), np.empty(1, np.int32), np.empty(1)
-    ZScores(tables)(values, np.zeros(1, np.int64), np.ones(1, np.bool_), out, rows, excess)
-    assert excess[0] == pytest.approx(30 * np.log(10))
+    model = random_model(200, 0)
+    tables = model.normaliser
+    values = tables.centre + tables.scale * 1e8 * sign
+    tail = TwoStageScorer(model).measure(values, np.zeros(1, np.int64), np.ones(1, np.bool_))[1]
+    expected = oracle(model, values, np.zeros(1, np.int64)).tail
+    assert expected[0] > 40  # the root of what is no exponent of a float
+    np.testing.assert_allclose(tail, expected, rtol=1e-5)
 
 
 def test_key_table_finds_every_key_and_no_other() -> None:
@@ -275,10 +352,8 @@ def test_key_table_finds_every_key_and_no_other() -> None:
     asked = np.concatenate([keys, keys + 7_000, [0]]).astype(np.int64)
     n = len(asked)
     rows = np.empty(n, np.int32)
-    ZScores(tables)(
-        np.zeros((n, 1), np.float32), asked, np.ones(n, np.bool_),
-        np.empty((n, 1), np.float32), rows, np.empty(n),
-    )  # fmt: skip
+    ready, out = np.ones(n, np.bool_), np.empty((n, 1), np.float32)
+    ZScores(tables)(np.zeros((n, 1), np.float32), asked, ready, out, rows)
     np.testing.assert_array_equal(rows, tables.rows_for(asked))
     assert rows[: len(keys)].tolist() == list(range(1, len(keys) + 1))
 
@@ -287,19 +362,48 @@ def test_key_table_finds_every_key_and_no_other() -> None:
 def test_senseless_batch_sizes_are_refused(model: TwoStageModel, sizes: tuple[int, ...]) -> None:
     """Sizes must ascend from at least one."""
     with pytest.raises(ValueError, match="sizes"):
-        CompiledForward(model.normaliser, fold(model.weights), sizes)
+        CompiledForward(model, fold(model.weights), sizes)
 
 
 def test_plain_sum_is_available() -> None:
-    """The reference setting adds both errors as they are."""
-    errors = np.array([[1.0, 2.0], [10.0, 20.0]])
-    assert Combination()(errors[0], errors[1], np.array([5.0, 6.0])).tolist() == [11.0, 22.0]
+    """The reference setting adds both errors as they are; the tails only raise the severity."""
+    stage1, stage2, tail = np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.array([0.0, 3.0])
+    plain = Combination("sum")
+    assert plain(stage1, stage2, tail).tolist() == [11.0, 22.0]
+    assert plain.without_stage2(stage1, tail).tolist() == [1.0, 2.0]
+    severity = plain.severity(plain(stage1, stage2, tail), np.full(2, 11.0), tail)
+    assert severity.tolist() == [1.0, 8.0]
+
+
+def test_score_of_the_tails_is_positive_and_ranks_as_its_parts() -> None:
+    """One at the medians without tails, near 0 far below them, rising with each part; NaN stays."""
+    model = Combination("tails", 0.5, 1.25, 2.0, 30.0, 0.0, 1.0, 0.0, 1.0)
+    ones, none = np.ones(1), np.zeros(1)
+    assert model(ones, ones, none)[0] == pytest.approx(1.0, abs=1e-8)
+    for part in range(3):
+        parts = [np.full(50, 0.5) for _ in range(3)]
+        parts[part] = np.geomspace(1e-6, 1e9, 50)
+        score = model(*parts)
+        assert (score > 0).all()
+        assert (np.diff(score) > 0).all()
+    assert np.isnan(model(np.full(1, np.nan), ones, none)[0])
+    np.testing.assert_array_equal(model.severity(ones * 6, ones * 3, ones * 9), [2.0])
+
+
+def test_score_without_stage_2_has_it_at_its_median(model: TwoStageModel) -> None:
+    """Leaving stage 2 out is the same as an error at its median."""
+    combination = model.combination
+    stage1, tail = np.array([0.5, 3.0]), np.array([0.0, 2.0])
+    median = np.full(2, np.exp(combination.centre2))
+    np.testing.assert_allclose(
+        combination.without_stage2(stage1, tail), combination(stage1, median, tail), rtol=1e-6
+    )
 
 
 def test_warm_scorer_compiles_nothing_more(model: TwoStageModel) -> None:
     """After `warm`, blocks of every size, from another thread too, trace no further function."""
     tf = load_tensorflow()
-    forward = CompiledForward(model.normaliser, fold(model.weights), (8, 32))
+    forward = CompiledForward(model, fold(model.weights), (8, 32))
     forward.warm()
     compiled = dict(forward._compiled)
     assert sorted(compiled) == [8, 32]

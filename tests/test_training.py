@@ -15,19 +15,22 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from detector.artifact import SUMMARY, Artifact, read_artifact
+from detector.artifact import SUMMARY, Artifact, Variational, read_artifact
 from detector.errors import RefusedError
 from detector.features import DEFAULT, FeatureBlock, FeatureSpec, vector_spec
-from detector.model import Combination, Normaliser
+from detector.model import Combination, Normaliser, TwoStageModel
+from detector.network import WHITENING, fold, forward
 from detector.readers import write_parquet
-from detector.scorer import Scorer
+from detector.scorer import Scorer, TwoStageScorer
 from detector.symbols import SymbolMap
 from detector.synthetic import demo_market, gather, generate
 from detector.ticks import NS_PER_S, TickBatch, VectorBatch
 from tests.models import block_of
+from training.calibrate import score_rows
 from training.cli import register
 from training.datasets import CHUNK, Rows, RowStore, Split, TooFewRowsError, write_rows
-from training.fit import Recipe, batch_size_for, fit_normaliser, fit_two_stage
+from training.fit import Recipe, fit_normaliser, fit_two_stage
+from training.stages import batch_size_for
 from training.train import Options, feature_blocks, train
 
 START = 1_700_000_000 * NS_PER_S
@@ -55,6 +58,22 @@ def store_of(ts: np.ndarray, keys: np.ndarray | None = None) -> RowStore:
     values = np.arange(n, dtype=np.float32)[:, None]
     keys = np.zeros(n, np.int64) if keys is None else keys
     return RowStore(values, keys.astype(np.int64), ts.astype(np.int64))
+
+
+QUICK_RECIPE = Recipe(epochs=2, least_steps=100)
+
+
+def blob_rows(n: int, d: int = 9) -> Rows:
+    """Return correlated normal rows: two factors and some noise."""
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(n, 2)) @ rng.normal(size=(2, d))
+    values += 0.5 * rng.normal(size=values.shape)
+    return Rows.whole(values, np.zeros(n, np.int64))
+
+
+def score_tail(model: TwoStageModel, values: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return how far rows lie beyond the training quantiles."""
+    return TwoStageScorer(model).measure(values, keys, np.ones(len(keys), np.bool_))[1]
 
 
 def positions(rows: Rows) -> list[int]:
@@ -181,6 +200,19 @@ class TestRowsOnDisk:
         assert thinned[-1] > 99_000
         assert rows.thinned(100_000) is rows
 
+    def test_rows_of_each_instrument_are_its_own_spread_evenly(self) -> None:
+        """At most so many of each, in the order asked, whatever turns the instruments take."""
+        keys = np.tile([7, 3, 7, 5], 30_000)
+        rows = Rows.whole(np.arange(120_000.0)[:, None], keys)
+        seven, five = rows.of_each(np.array([7, 5]), 1_000)
+        for key, part in ((7, seven), (5, five)):
+            mine = positions(part)
+            assert 900 <= len(mine) <= 1_000
+            assert (keys[mine] == key).all()
+            assert mine[0] < 1_000
+            assert mine[-1] > 119_000
+        assert len(rows.of_each(np.array([5]), 10**6)[0]) == 30_000
+
 
 class TestFit:
     """Normaliser, stages and scales."""
@@ -222,37 +254,146 @@ class TestFit:
         for name, array in one.weights.items():
             np.testing.assert_array_equal(array, two.weights[name])
         assert one.combination == two.combination
+        np.testing.assert_array_equal(one.tails.table(), two.tails.table())
         assert not np.array_equal(
             one.weights["stage1.encoder.hidden.kernel"],
             other.weights["stage1.encoder.hidden.kernel"],
         )
 
-    def test_training_rows_have_mean_error_one_and_weighted_medians(self) -> None:
-        """Residual scales make the mean error of training rows 1; the combination has median 1."""
-        rng = np.random.default_rng(1)
-        values = rng.normal(size=(3_000, 2)) @ rng.normal(size=(2, 9))
-        values += 0.5 * rng.normal(size=values.shape)
-        rows = Rows.whole(values, np.zeros(3_000, np.int64))
-        model = fit_two_stage(rows, None, Recipe(latent=3, epochs=3, stage2_weight=0.5)).model
-        from training.calibrate import score_rows  # noqa: PLC0415
-
+    def test_training_rows_have_mean_error_one_and_score_one_at_the_median(self) -> None:
+        """Residual scales make the errors of training rows 1; dec is 0 and 2.3 where it should."""
+        rows = blob_rows(3_000)
+        recipe = Recipe(latent=3, epochs=3, clip=20.0, cap=np.inf)
+        model = fit_two_stage(rows, None, recipe).model
         scored = score_rows(model, rows)
         assert scored.stage1.mean() == pytest.approx(1.0, rel=1e-3)
         assert scored.stage2.mean() == pytest.approx(1.0, rel=1e-3)
-        assert model.combination.stage1 == pytest.approx(1 / np.median(scored.stage1), rel=1e-3)
-        assert model.combination.stage2 == pytest.approx(0.5 / np.median(scored.stage2), rel=1e-3)
-        z = (values - values.mean(axis=0)) / values.std(axis=0)
-        excess = np.log1p(np.maximum(np.abs(z) - 3.0, 0.0)).mean(axis=1)
-        assert model.combination.excess == pytest.approx(0.2 / excess.mean(), rel=1e-3)
+        only1 = replace(model.combination, stage2_weight=0.0, norm=1.0, tail_weight=0.0)
+        only2 = replace(only1, centre1=only1.centre2, gain1=only1.gain2)
+        nothing = np.zeros(2)
+        for combination, errors in ((only1, scored.stage1), (only2, scored.stage2)):
+            score = combination(np.quantile(errors, (0.5, 0.995)), np.ones(2), nothing)
+            assert (score - 1 / score).tolist() == pytest.approx([0.0, 2.3], abs=2e-3)
 
     def test_plain_sum_is_the_plain_sum(self) -> None:
-        """The reference combination weighs both errors by exactly 1."""
+        """The reference combination adds both errors as they are, without a cap."""
         rows = Rows.whole(np.random.default_rng(0).normal(size=(50, 2)), np.zeros(50, np.int64))
-        recipe = Recipe(hidden=4, latent=1, stage2_latent=1, epochs=1, least_steps=1)
-        recipe = Recipe(**{**{f: getattr(recipe, f) for f in recipe.__slots__},
-                           "combination": "sum"})  # fmt: skip
-        combination = fit_two_stage(rows, None, recipe).model.combination
-        assert combination == Combination(1.0, 1.0, 0.0)
+        recipe = Recipe(
+            hidden=4, latent=1, stage2_latent=1, epochs=1, least_steps=1, combination="sum"
+        )
+        assert fit_two_stage(rows, None, recipe).model.combination == Combination("sum")
+
+    def test_tails_are_quantiles_by_instrument_and_pooled(self) -> None:
+        """Starts and decades of z-scores are NumPy's quantiles; pooled ones of pooled z-scores."""
+        rng = np.random.default_rng(5)
+        keys = rng.choice([3, 8], 6_000).astype(np.int64)
+        values = rng.standard_t(3, (6_000, 4)) * keys[:, None] + keys[:, None]
+        rows = Rows.whole(values, keys)
+        model = fit_two_stage(rows, None, QUICK_RECIPE).model
+        assert model.tails.value_starts.shape == (3, 2, 4)
+        for row, mine in enumerate((keys > 0, keys == 3, keys == 8)):
+            z = (values[mine] - values[mine].mean(axis=0)) / values[mine].std(axis=0)
+            q = np.quantile(z, (0.995, 0.95, 0.005, 0.05), axis=0)
+            np.testing.assert_allclose(model.tails.value_starts[row], q[[0, 2]], rtol=1e-4)
+            decades = np.maximum(np.abs(q[[0, 2]] - q[[1, 3]]), 0.3)
+            np.testing.assert_allclose(model.tails.value_decades[row], decades, rtol=1e-4)
+            scored_as = np.full(mine.sum(), (0, 3, 8)[row])
+            share = np.mean(score_tail(model, values[mine], scored_as) > 0)
+            assert 0.02 < share < 0.1  # 1 % of each of 4 features, and 1 % of each residual
+
+    def test_an_instrument_never_seen_is_scored_like_the_others_pooled(self) -> None:
+        """Ordinary rows of an unknown instrument seldom reach the tails, a wild one does."""
+        rng = np.random.default_rng(6)
+        keys = np.repeat(np.arange(1, 9), 1_000)
+        values = rng.normal(size=(8_000, 6)) + rng.normal(size=(9, 6))[keys]
+        model = fit_two_stage(Rows.whole(values, keys), None, QUICK_RECIPE).model
+        unknown = rng.normal(size=(4_000, 6)) + rng.normal(size=(1, 6))
+        scored = score_rows(model, Rows.whole(unknown, np.full(4_000, 77, np.int64)))
+        known = score_rows(model, Rows.whole(values, keys))
+        assert set(scored.rows.tolist()) == {0}
+        assert np.quantile(scored.score, 0.99) < 1.5 * np.quantile(known.score, 0.99)
+        wild = unknown[:50].copy()
+        wild[:, 2] += 40.0
+        odd = score_rows(model, Rows.whole(wild, np.full(50, 77, np.int64)))
+        assert np.median(odd.score) > np.quantile(scored.score, 0.999)
+
+    def test_a_feature_that_never_moved_does_not_decide_alone(self) -> None:
+        """One odd value of a constant feature counts, but less than a row odd throughout."""
+        rng = np.random.default_rng(7)
+        values = blob_rows(4_000, 60).values.copy()
+        values[:, 5] = 3.0
+        values[:, 6] = 0.0
+        values[rng.choice(4_000, 4, replace=False), 6] = 1.0
+        rows = Rows.whole(values, np.zeros(4_000, np.int64))
+        model = fit_two_stage(rows, None, QUICK_RECIPE).model
+        assert model.weights["stage1.residual_sd"][5] == 1.0
+        ordinary = score_rows(model, rows).score
+        base = values[:200].copy()
+        base[:, 6] = 0.0
+        before = score_rows(model, Rows.whole(base, np.zeros(200, np.int64)))
+        for column, value in ((5, 4.0), (6, 1.0)):
+            odd = base.copy()
+            odd[:, column] = value
+            after = score_rows(model, Rows.whole(odd, np.zeros(200, np.int64)))
+            assert (after.score > before.score).mean() > 0.95
+            assert np.median(after.stage1 - before.stage1) < 1.0  # without a cap: 9
+            assert np.median(after.score) < np.quantile(ordinary, 0.99)
+        odd = base + 3.0 * rng.normal(size=base.shape) * values.std(axis=0)
+        worse = score_rows(model, Rows.whole(odd, np.zeros(200, np.int64))).score
+        assert np.median(worse) > np.quantile(ordinary, 0.999)
+
+    @pytest.mark.parametrize("variational", ["stage1", "stage2", "both"])
+    def test_a_sampled_latent_trains_and_scores_for_certain(self, variational: Variational) -> None:
+        """Scores are finite, the same for the same seed, and other than without sampling."""
+        rows = blob_rows(800)
+        recipe = replace(QUICK_RECIPE, variational=variational)
+        one, two = (fit_two_stage(rows, None, recipe) for _ in range(2))
+        plain = fit_two_stage(rows, None, QUICK_RECIPE)
+        scores = [score_rows(fitted.model, rows).score for fitted in (one, two, plain)]
+        assert np.isfinite(scores[0]).all()
+        np.testing.assert_array_equal(scores[0], scores[1])
+        assert not np.array_equal(scores[0], scores[2])
+        assert one.stage1.final < 1.0
+
+    def test_divergence_pulls_the_latent_to_a_standard_normal(self) -> None:
+        """The heavier its weight, the smaller the latent's mean; without it nothing holds it."""
+        rows = blob_rows(2_000)
+        sizes = {}
+        for weight in (0.0, 1.0, 1000.0):
+            recipe = Recipe(variational="stage1", kl_weight=weight, epochs=20, noise=0.0)
+            model = fit_two_stage(rows, None, recipe).model
+            sizes[weight] = np.hypot(
+                model.weights["stage2.scale"], model.weights["stage2.centre"]
+            ).max()
+        assert sizes[1000.0] < 0.1 < sizes[1.0] < 1.3
+        assert sizes[1.0] < sizes[0.0]
+
+    def test_members_differ(self) -> None:
+        """Three members start from other weights and end elsewhere."""
+        rows = blob_rows(2_000)
+        model = fit_two_stage(rows, None, QUICK_RECIPE).model
+        kernels = model.weights["stage1.encoder.hidden.kernel"]
+        assert kernels.shape == (3, 9, 22)
+        assert not np.allclose(kernels[0], kernels[1])
+        assert not np.allclose(kernels[1], kernels[2])
+
+    def test_whitened_residuals_are_uncorrelated(self) -> None:
+        """With whitening the error is a Mahalanobis distance of each member's own residual."""
+        rows = blob_rows(3_000)
+        recipe = replace(QUICK_RECIPE, whitened=True, cap=np.inf, epochs=3)
+        model = fit_two_stage(rows, None, recipe).model
+        folded = fold(model.weights)
+        z = np.concatenate(list(rows.normalised(model.normaliser)))
+        _, residual, _ = forward(np, folded.arrays, z * folded.gain)
+        for m, mine in enumerate(residual):
+            white = (mine - mine.mean(axis=0)) @ model.weights[WHITENING][m]
+            covariance = np.cov(white.T)
+            np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0.0, atol=0.15)
+            assert (np.diag(covariance) < 1.001).all()
+
+    def test_tick_defaults_cost_at_most_20_000_multiply_adds(self) -> None:
+        """The budget of a tick, at the number of features of the study."""
+        assert Recipe().sizes(129).multiply_adds == 18_468
 
     def test_training_stops_early_and_keeps_the_best_weights(self) -> None:
         """Once later rows only get worse, training stops and goes back to the best epoch."""
@@ -378,6 +519,16 @@ class TestTrain:
         artifact = train(batches, spec, tmp_path / "m", QUICK)
         assert artifact.features.columns == ("a", "b")
         assert artifact.tables["keys"].tolist() == [0, 1]
+        assert set(artifact.tables["tail_groups"].tolist()) == {0}
+
+    def test_ticks_have_two_groups_of_tails_and_a_cost(self, model: Path) -> None:
+        """What decays within a second is summed apart; the summary says what a tick costs."""
+        artifact = read_artifact(model)
+        groups = artifact.tables["tail_groups"]
+        np.testing.assert_array_equal(groups, DEFAULT.tail_groups())
+        assert set(groups.tolist()) == {0, 1}
+        cost = json.loads((model / SUMMARY).read_bytes())["multiply_adds"]
+        assert cost == artifact.manifest.architecture.sizes.multiply_adds <= 20_000
 
 
 def series(rng: np.random.Generator, key: int, n: int) -> VectorBatch:
@@ -431,8 +582,9 @@ class TestCommands:
         """The three commands work on one another's output and agree on the model."""
         trained = json.loads(
             self.call("train", "--ticks", file, "--out", tmp_path / "m", "--gap", 1,
-                      "--quantile", 0.99, "--epochs", 1, "--json")
+                      "--quantile", 0.99, "--epochs", 1, "--variational", "both", "--json")
         )  # fmt: skip
+        assert trained["manifest"]["architecture"]["variational"] == "both"
         verified = json.loads(self.call("model", "verify", tmp_path / "m", "--json"))
         assert verified["model_hash"] == trained["model_hash"]
         out = tmp_path / "scores.parquet"

@@ -64,35 +64,54 @@ def test_scores_are_those_of_the_detector_scorer(detector: TwoStageDetector) -> 
     """The estimator and the daemon's scorer are one computation: equal to the bit."""
     X = blob(seed=5)
     n = len(X)
-    errors, excess, _ = TwoStageScorer(detector.model_).errors(
+    errors, tail, _ = TwoStageScorer(detector.model_).measure(
         X, np.zeros(n, np.int64), np.ones(n, np.bool_)
     )
-    expected = -detector.model_.combination(errors[0], errors[1], excess)
+    expected = -detector.model_.combination(errors[0], errors[1], tail)
     np.testing.assert_array_equal(detector.score_samples(X), expected)
 
 
-def test_weighted_and_plain_combination_differ_only_in_weights() -> None:
-    """`sum` adds the same two errors that `weighted` divides by their medians."""
+def test_both_combinations_are_of_the_same_networks() -> None:
+    """`sum` adds the same two errors, up to the cap, that `tails` takes the logarithms of."""
     X = blob(200)
-    weighted = TwoStageDetector(random_state=0).fit(X)
-    plain = TwoStageDetector(random_state=0, combination="sum").fit(X)
-    w = weighted.model_.combination
-    for name, array in weighted.model_.weights.items():
-        np.testing.assert_array_equal(array, plain.model_.weights[name])
-    assert (plain.model_.combination.stage1, plain.model_.combination.stage2) == (1.0, 1.0)
-    assert w.stage1 != 1.0
-    assert w.stage2 < w.stage1
+    tails = TwoStageDetector(random_state=0, cap=1e9).fit(X).model_
+    plain = TwoStageDetector(random_state=0, combination="sum").fit(X).model_
+    for name, array in tails.weights.items():
+        np.testing.assert_array_equal(array, plain.weights[name])
+    assert (tails.combination.name, plain.combination.name) == ("tails", "sum")
+    ready, keys = np.ones(200, np.bool_), np.zeros(200, np.int64)
+    ours, theirs = (TwoStageScorer(m).measure(X, keys, ready)[0] for m in (tails, plain))
+    np.testing.assert_array_equal(ours, theirs)
 
 
-def test_latent_has_the_width_asked_for_and_names(detector: TwoStageDetector) -> None:
-    """The latent is standardised on training rows, one column a unit, named for pipelines."""
+def test_latents_have_the_width_asked_for_and_names(detector: TwoStageDetector) -> None:
+    """Every member's latent is standardised on training rows, one named column a unit."""
     latent = detector.transform(blob())
-    assert latent.shape == (400, 2)
+    assert latent.shape == (400, 9)
     assert latent.dtype == np.float64
     np.testing.assert_allclose(latent[:360].std(axis=0), 1.0, rtol=1e-3)
-    assert detector.get_feature_names_out().tolist() == ["twostagedetector0", "twostagedetector1"]
-    wide = TwoStageDetector(latent=5, random_state=0, epochs=1).fit(blob())
-    assert wide.transform(blob(3)).shape == (3, 5)
+    names = detector.get_feature_names_out().tolist()
+    assert names == [f"twostagedetector{i}" for i in range(9)]
+    wide = TwoStageDetector(latent=5, members=2, random_state=0, epochs=1).fit(blob())
+    assert wide.transform(blob(3)).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("columns", "hidden", "latent", "clip", "whitened"),
+    [(1, 48, 2, 10, True), (12, 48, 6, 10, True), (48, 48, 16, 10, True),
+     (49, 22, 10, 3, False), (129, 22, 10, 3, False)],
+)  # fmt: skip
+def test_defaults_depend_on_the_number_of_columns(
+    columns: int, hidden: int, latent: int, clip: float, whitened: bool
+) -> None:
+    """Narrow tables get wider networks and whitening; what is given is taken."""
+    recipe = TwoStageDetector().recipe(columns, 1000)
+    found = (recipe.hidden, recipe.latent, recipe.clip, recipe.whitened)
+    assert found == (hidden, latent, clip, whitened)
+    given = TwoStageDetector(hidden=5, latent=3, clip=2.0, whitened=not whitened)
+    recipe = given.recipe(columns, 1000)
+    assert (recipe.hidden, recipe.latent, recipe.clip) == (5, 3, 2.0)
+    assert recipe.whitened is not whitened
 
 
 def test_latent_is_that_of_the_detector_scorer(detector: TwoStageDetector) -> None:

@@ -19,14 +19,18 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from detector.model import TwoStageModel
+from detector.artifact import Variational
+from detector.model import CombinationName, TwoStageModel
 from detector.scorer import TwoStageScorer
 from training.datasets import Rows
-from training.fit import CombinationName, Fitted, Recipe, Tell, fit_two_stage
+from training.fit import Fitted, Recipe, Tell, fit_two_stage
 
 Float64 = npt.NDArray[np.float64]
 Matrix = Any
 """Whatever scikit-learn takes as a matrix."""
+
+NARROW: Final = 48
+"""Most columns of a table that is fitted with more units a column, and whitened."""
 
 LEAST_LATER: Final = 10
 """Fewest held-back rows worth stopping early for."""
@@ -38,24 +42,43 @@ class TwoStageDetector(
     OutlierMixin,  # type: ignore[misc]
     BaseEstimator,  # type: ignore[misc]
 ):
-    """Outlier detector: an autoencoder of z-scores, then one of the first one's latent.
+    """Outlier detector: autoencoders of z-scores, then of their latents, and the tails of both.
 
-    The score combines both reconstruction errors, residuals being measured in their training
-    standard deviations. This is the class that `tapewatch train` fits.
+    Three members, each with two stages, are fitted alike. The score combines the reconstruction
+    errors of both stages with how far values and residuals lie beyond their training quantiles.
+    This is the class that `tapewatch train` fits.
+
+    What is None by default depends on the number of columns d. Up to 48, where every multiply-add
+    is cheap and columns are few enough to be told apart: 48 hidden units, a latent of d // 2 (from
+    2 to 16), clip 10, whitened residuals. From 49 on, the sizes that were chosen for ticks: 22
+    hidden units, a latent of 10, clip 3, plain residuals.
 
     Parameters
     ----------
-    hidden : int, default=48
+    hidden : int or None, default=None
         Units of stage 1's hidden tanh layers.
     latent : int or None, default=None
-        Units of stage 1's latent; None: a third of the columns, at most 16.
+        Units of stage 1's latent.
     stage2_latent : int, default=2
-        Units of stage 2's latent; at most those of stage 1's are used.
-    clip : float, default=3.0
-        z-scores are cut off at plus and minus this.
-    epochs : int, default=15
+        Units of stage 2's latent; at most one less than stage 1's are used, and at least one.
+    members : int, default=3
+        Networks fitted alike from other random numbers.
+    clip : float or None, default=None
+        z-scores are cut off at plus and minus this for the networks.
+    noise : float, default=0.3
+        Standard deviation of what is added to stage 1's input while training.
+    whitened : bool or None, default=None
+        Whether stage 1's error is a Mahalanobis distance of the residual.
+    variational : {"none", "stage1", "stage2", "both"}, default="none"
+        Which stages draw their latent from a normal distribution while training; scores and
+        `transform` take its mean.
+    kl_weight : float, default=0.2
+        Weight of such a latent's divergence from a standard normal.
+    epochs : int, default=10
         Passes over the data, at most; more where the data are so few that this would be fewer than
-        500 gradient steps, up to 100 passes.
+        `least_steps` gradient steps, up to 100 passes.
+    least_steps : int, default=500
+        See `epochs`.
     batch_size : int, default=256
         Rows of one gradient step; at most a tenth of the rows.
     learning_rate : float, default=2e-3
@@ -64,24 +87,28 @@ class TwoStageDetector(
         Passes without improvement on held-back rows after which training stops.
     validation_fraction : float, default=0.1
         Last share of the rows, held back to stop training early.
-    combination : {"weighted", "sum"}, default="weighted"
-        `e1 / median(e1) + stage2_weight * e2 / median(e2) + excess_weight * x / mean(x)`, where the
-        excess `x` says how far the features lie beyond the clip, or the plain sum `e1 + e2`.
+    combination : {"tails", "sum"}, default="tails"
+        `(dec(e1) + stage2_weight dec(e2)) / norm + tail_weight T` made positive, see
+        `detector.model.Combination`; or the plain sum `e1 + e2` of the errors.
     stage2_weight : float, default=0.5
-        Weight of stage 2 in the weighted combination.
-    excess_weight : float, default=0.2
-        Weight of the excess in the weighted combination.
+        Weight of stage 2 in the combination.
+    norm : float, default=1.25
+        Divides both errors' part of the combination.
+    tail_weight : float, default=2.0
+        Weight of the tails in the combination.
+    cap : float, default=36.0
+        Most that one squared residual of stage 1 counts.
     contamination : float, default=0.01
         Share of the training rows that `predict` calls outliers.
     random_state : int, RandomState instance or None, default=None
-        Seed of the initial weights and of the order of rows.
+        Seed of the initial weights, the order of rows and the noise.
     verbose : bool, default=False
         Print the error of every epoch.
 
     Attributes
     ----------
     model_ : TwoStageModel
-        Normaliser, weights and combination, as plain arrays.
+        Normaliser, weights, tails and combination, as plain arrays.
     history_ : tuple of History
         Errors by epoch of both stages.
     offset_ : float
@@ -100,18 +127,26 @@ class TwoStageDetector(
     """
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 - scikit-learn's own name
-        "hidden": [Interval(Integral, 1, None, closed="left")],
+        "hidden": [Interval(Integral, 1, None, closed="left"), None],
         "latent": [Interval(Integral, 1, None, closed="left"), None],
         "stage2_latent": [Interval(Integral, 1, None, closed="left")],
-        "clip": [Interval(Real, 0, None, closed="neither")],
+        "members": [Interval(Integral, 1, 100, closed="both")],
+        "clip": [Interval(Real, 0, None, closed="neither"), None],
+        "noise": [Interval(Real, 0, None, closed="left")],
+        "whitened": ["boolean", None],
+        "variational": [StrOptions({"none", "stage1", "stage2", "both"})],
+        "kl_weight": [Interval(Real, 0, None, closed="left")],
         "epochs": [Interval(Integral, 1, None, closed="left")],
+        "least_steps": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 0.5, closed="both")],
-        "combination": [StrOptions({"weighted", "sum"})],
+        "combination": [StrOptions({"tails", "sum"})],
         "stage2_weight": [Interval(Real, 0, None, closed="left")],
-        "excess_weight": [Interval(Real, 0, None, closed="left")],
+        "norm": [Interval(Real, 0, None, closed="neither")],
+        "tail_weight": [Interval(Real, 0, None, closed="left")],
+        "cap": [Interval(Real, 0, None, closed="neither")],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "random_state": ["random_state"],
         "verbose": ["boolean"],
@@ -120,18 +155,26 @@ class TwoStageDetector(
     def __init__(
         self,
         *,
-        hidden: int = 48,
+        hidden: int | None = None,
         latent: int | None = None,
         stage2_latent: int = 2,
-        clip: float = 3.0,
-        epochs: int = 15,
+        members: int = 3,
+        clip: float | None = None,
+        noise: float = 0.3,
+        whitened: bool | None = None,
+        variational: Variational = "none",
+        kl_weight: float = 0.2,
+        epochs: int = 10,
+        least_steps: int = 500,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         patience: int = 3,
         validation_fraction: float = 0.1,
-        combination: CombinationName = "weighted",
+        combination: CombinationName = "tails",
         stage2_weight: float = 0.5,
-        excess_weight: float = 0.2,
+        norm: float = 1.25,
+        tail_weight: float = 2.0,
+        cap: float = 36.0,
         contamination: float = 0.01,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
@@ -139,15 +182,23 @@ class TwoStageDetector(
         self.hidden = hidden
         self.latent = latent
         self.stage2_latent = stage2_latent
+        self.members = members
         self.clip = clip
+        self.noise = noise
+        self.whitened = whitened
+        self.variational = variational
+        self.kl_weight = kl_weight
         self.epochs = epochs
+        self.least_steps = least_steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.patience = patience
         self.validation_fraction = validation_fraction
         self.combination = combination
         self.stage2_weight = stage2_weight
-        self.excess_weight = excess_weight
+        self.norm = norm
+        self.tail_weight = tail_weight
+        self.cap = cap
         self.contamination = contamination
         self.random_state = random_state
         self.verbose = verbose
@@ -179,7 +230,12 @@ class TwoStageDetector(
         return self
 
     def fit_rows(
-        self, rows: Rows, later: Rows | None, tell: Tell | None = None, own_rows: int | None = None
+        self,
+        rows: Rows,
+        later: Rows | None,
+        tell: Tell | None = None,
+        own_rows: int | None = None,
+        groups: npt.NDArray[np.int8] | None = None,
     ) -> Fitted:
         """Fit to rows that may lie on disk and belong to several instruments.
 
@@ -193,9 +249,12 @@ class TwoStageDetector(
         tell
             Progress, see `training.fit.Tell`.
         own_rows
-            Rows from which on an instrument has z-scores of its own; None: never.
+            Rows from which on an instrument has z-scores and tails of its own; None: never.
+        groups
+            `(F,)` int8, 0 or 1: features whose tails are summed apart; None: one group.
         """
-        fitted = fit_two_stage(rows, later, self.recipe(rows.features, len(rows), own_rows), tell)
+        recipe = self.recipe(rows.features, len(rows), own_rows)
+        fitted = fit_two_stage(rows, later, recipe, tell, groups)
         self.model_ = fitted.model
         self.history_ = (fitted.stage1, fitted.stage2)
         self.n_features_in_ = rows.features
@@ -203,20 +262,31 @@ class TwoStageDetector(
 
     def recipe(self, features: int, rows: int, own_rows: int | None = None) -> Recipe:
         """Return the parameters with what depends on the data filled in."""
-        latent = self.latent or min(16, max(1, features // 3))
         seed = check_random_state(self.random_state).randint(2**31 - 1)
+        narrow, ticks = features <= NARROW, Recipe()
+        latent = self.latent
+        if latent is None:
+            latent = min(16, max(2, features // 2)) if narrow else ticks.latent
         return Recipe(
-            hidden=self.hidden,
+            hidden=self.hidden or (48 if narrow else ticks.hidden),
             latent=latent,
-            stage2_latent=min(self.stage2_latent, latent),
-            clip=self.clip,
+            stage2_latent=max(1, min(self.stage2_latent, latent - 1)),
+            members=self.members,
+            clip=self.clip or (10.0 if narrow else ticks.clip),
+            noise=self.noise,
+            whitened=narrow if self.whitened is None else self.whitened,
+            variational=self.variational,
+            kl_weight=self.kl_weight,
             epochs=self.epochs,
+            least_steps=self.least_steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             patience=self.patience,
             combination=self.combination,
             stage2_weight=self.stage2_weight,
-            excess_weight=self.excess_weight,
+            norm=self.norm,
+            tail_weight=self.tail_weight,
+            cap=self.cap,
             own_rows=rows + 1 if own_rows is None else own_rows,
             seed=int(seed),
         )
@@ -232,8 +302,8 @@ class TwoStageDetector(
         -------
         scores : ndarray of shape (n_samples,), float64
         """
-        errors, excess, _ = self._run(X)
-        return -self.model_.combination(errors[0], errors[1], excess)
+        errors, tail, _ = self._run(X)
+        return -self.model_.combination(errors[0], errors[1], tail)
 
     def decision_function(self, X: Matrix) -> Float64:
         """`score_samples` less `offset_`: negative for outliers.
@@ -264,7 +334,7 @@ class TwoStageDetector(
         return np.where(self.decision_function(X) < 0, -1, 1).astype(np.int64)
 
     def transform(self, X: Matrix) -> Float64:
-        """Stage 1's standardised latent, as features for other models.
+        """Stage 1's standardised latents, as features for other models: member after member.
 
         Parameters
         ----------
@@ -272,25 +342,25 @@ class TwoStageDetector(
 
         Returns
         -------
-        latent : ndarray of shape (n_samples, latent), float64
+        latent : ndarray of shape (n_samples, members * latent), float64
         """
         *_, latent = self._run(X)
         return latent.astype(np.float64)
 
     def _run(self, X: Matrix) -> tuple[Float64, Float64, npt.NDArray[np.float32]]:
-        """Both errors `(2, n)`, the excess and the latent of every row."""
+        """Both errors `(2, n)`, the tails and the latents of every row."""
         check_is_fitted(self, "model_")
         X = validate_data(self, X, dtype=np.float64, order="C", reset=False)
-        n, width = len(X), len(self.model_.weights["stage2.centre"])
-        latent = np.empty((n, width), np.float32)
-        errors, excess, _ = _scorer_of(self.model_).errors(
+        n = len(X)
+        latent = np.empty((n, self.model_.latents), np.float32)
+        errors, tail, _ = _scorer_of(self.model_).measure(
             X, np.zeros(n, np.int64), np.ones(n, np.bool_), latent
         )
-        return errors, excess, latent
+        return errors, tail, latent
 
     @property
     def _n_features_out(self) -> int:
-        return len(self.model_.weights["stage2.centre"])
+        return self.model_.latents
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")

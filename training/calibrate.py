@@ -35,7 +35,7 @@ REFERENCE_ROWS: Final = 100_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Errors and scores of some rows: 44 bytes a row, the only thing that grows in memory.
+    """Errors and scores of some rows: 44 bytes a row kept, the only thing that grows in memory.
 
     Parameters
     ----------
@@ -81,16 +81,16 @@ def score_rows(model: TwoStageModel, rows: Rows) -> Scored:
     """Score rows by the detector's own scorer."""
     scorer = TwoStageScorer(model)
     n, done = len(rows), 0
-    errors, excess, table_rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
+    errors, tail, table_rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
     instruments = np.empty(n, np.int64)
     for values, keys in rows.chunks():
         part = slice(done, done + len(keys))
-        errors[:, part], excess[part], table_rows[part] = scorer.errors(
+        errors[:, part], tail[part], table_rows[part] = scorer.measure(
             values, keys, np.ones(len(keys), np.bool_)
         )
         instruments[part] = keys
         done = part.stop
-    score = model.combination(errors[0], errors[1], excess)
+    score = model.combination(errors[0], errors[1], tail)
     return Scored(errors[0], errors[1], score, table_rows, instruments, rows.times())
 
 

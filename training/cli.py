@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -22,6 +23,16 @@ from training.halves import Half
 if TYPE_CHECKING:
     from detector.artifact import Artifact
     from detector.offline import Files
+
+
+class VariationalStages(StrEnum):
+    """Which stages draw their latent from a normal distribution while training."""
+
+    NONE = "none"
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+    BOTH = "both"
+
 
 MOST_BUDGET: Final = 1e6
 """Alarms an instrument-hour; also where NaN and infinity end."""
@@ -100,6 +111,9 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data, at most.")
     ] = None,
+    variational: Annotated[
+        VariationalStages, typer.Option(help="Stages whose latent is sampled while training.")
+    ] = VariationalStages.NONE,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Makes it repeatable.")] = 0,
     version: Annotated[str | None, typer.Option(help="Name of the model; else the time.")] = None,
     scratch: Annotated[
@@ -135,6 +149,7 @@ def train(
         adapt=adapt,
         seed=seed,
         epochs=epochs,
+        variational=variational.value,
         version=version,
     )
     spec = files.spec()
@@ -158,7 +173,8 @@ def train(
     out.print(
         f"{parts['fit_rows']:,} ticks fitted, threshold {artifact.thresholds.pooled:.4g} from "
         f"{parts['calibration_rows']:,} later ones, {100 * test.get('alarm_share', 0):.3f} % of "
-        f"{test['rows']:,} test ticks above it",
+        f"{test['rows']:,} test ticks above it; "
+        f"{facts['summary']['multiply_adds']:,} multiply-adds a tick",
         highlight=False,
         soft_wrap=True,
     )
@@ -342,6 +358,8 @@ def model_show(
         ("", {"version": artifact.version, "hash": artifact.model_hash}),
         ("features", {"fingerprint": manifest.features.fingerprint}),
         ("architecture", manifest.architecture.model_dump()),
+        ("", {"multiply-adds a row": f"{manifest.architecture.sizes.multiply_adds:,}"}),
+        ("score", manifest.score.model_dump()),
         ("thresholds", manifest.thresholds.model_dump()),
         ("training", manifest.training.model_dump()),
         ("libraries", manifest.libraries),

@@ -95,15 +95,6 @@ class Rows:
         for values, keys in self.chunks():
             yield to_z(values, keys)
 
-    def excesses(self, normaliser: Normaliser) -> Iterator[npt.NDArray[np.float64]]:
-        """How far every row's features lie beyond the clip, span by span."""
-        normalise = ZScores(normaliser)
-        for values, keys in self.chunks():
-            n, excess = len(values), np.empty(len(values))
-            out = np.empty(values.shape, np.float32)
-            normalise(values, keys, np.ones(n, np.bool_), out, np.empty(n, np.int32), excess)
-            yield excess
-
     def shuffled(self, normaliser: Normaliser, rng: np.random.Generator) -> Iterator[Float32]:
         """Clipped z-scores of every row once, in an order of `rng`'s."""
         to_z = _to_z(normaliser)
@@ -129,16 +120,43 @@ class Rows:
             np.concatenate([self.keys[part] for part in picked]),
         )
 
+    def of_each(self, keys: Int64, most: int) -> list[Rows]:
+        """Rows of each of these instruments, at most `most`, spread evenly, in memory."""
+        asked = np.sort(keys)
+        counts = np.zeros(len(asked), np.int64)
+        for _, numbers in self._among(asked):
+            counts += np.bincount(numbers, minlength=len(asked))
+        every = np.maximum(-(-counts // most), 1)
+        seen = np.zeros(len(asked), np.int64)
+        parts: list[list[npt.NDArray[Any]]] = [[] for _ in asked]
+        for places, numbers in self._among(asked):
+            for number in np.unique(numbers).tolist():
+                mine = places[numbers == number]
+                turn = (seen[number] + np.arange(len(mine))) % every[number] == 0
+                seen[number] += len(mine)
+                parts[number].append(self.values[mine[turn]])
+        values = [np.concatenate([self.values[:0], *part]) for part in parts]
+        order = np.searchsorted(asked, keys).tolist()
+        return [Rows.whole(values[i], np.full(len(values[i]), asked[i], np.int64)) for i in order]
+
+    def _among(self, asked: Int64) -> Iterator[tuple[Int64, Int64]]:
+        """Span by span, the places of the rows of some instruments, and which one's each is."""
+        for start, stop in self.spans:
+            keys = np.array(self.keys[start:stop])
+            numbers = np.minimum(np.searchsorted(asked, keys), len(asked) - 1)
+            found = np.flatnonzero(asked[numbers] == keys)
+            yield found + start, numbers[found]
+
 
 def _to_z(tables: Normaliser) -> Callable[[npt.NDArray[np.floating[Any]], Int64], Float32]:
-    """Return the detector's own normalisation as a function of values and keys."""
+    """Return the detector's own normalisation, clipped, as a function of values and keys."""
     normalise = ZScores(tables)
 
     def to_z(values: npt.NDArray[np.floating[Any]], keys: Int64) -> Float32:
         n = len(values)
         out = np.empty(values.shape, np.float32)
-        normalise(values, keys, np.ones(n, np.bool_), out, np.empty(n, np.int32), np.empty(n))
-        return out
+        normalise(values, keys, np.ones(n, np.bool_), out, np.empty(n, np.int32))
+        return np.clip(out, -tables.clip, tables.clip, out=out)
 
     return to_z
 

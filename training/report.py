@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from training.calibrate import Scored
-from training.fit import History
+from training.stages import History
 
 Float64 = npt.NDArray[np.float64]
 

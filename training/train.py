@@ -20,12 +20,15 @@ import numpy as np
 from detector import __version__
 from detector.artifact import (
     PEAK_TABLES,
+    TAIL_TABLES,
     Architecture,
     Artifact,
     Features,
     Manifest,
+    ScoreSection,
     ThresholdSection,
     Training,
+    Variational,
     check_target,
     write_artifact,
 )
@@ -98,8 +101,10 @@ class Options:
         Of weights and order of rows.
     epochs
         Passes over the rows, at most; None: the estimator's own.
+    variational
+        Which stages draw their latent from a normal distribution while training.
     own_rows
-        Rows from which on an instrument has z-scores of its own.
+        Rows from which on an instrument has z-scores and tails of its own.
     max_instruments
         Cap on tracked instruments per partition.
     version
@@ -113,6 +118,7 @@ class Options:
     adapt: bool = True
     seed: int = 0
     epochs: int | None = None
+    variational: Variational = "none"
     own_rows: int = 1_000
     max_instruments: int = 10_000
     version: str | None = None
@@ -180,7 +186,11 @@ def train(
         detector = _detector(options)
         try:
             fitted = detector.fit_rows(
-                parts.fit, parts.later, progress.epoch, own_rows=options.own_rows
+                parts.fit,
+                parts.later,
+                progress.epoch,
+                own_rows=options.own_rows,
+                groups=spec.tail_groups(),
             )
             progress.step("thresholds")
             held_out = score_rows(fitted.model, parts.calibration)
@@ -261,7 +271,7 @@ def _split(read: _Read, options: Options, *, by_instrument: bool) -> Parts:
 
 
 def _detector(options: Options) -> TwoStageDetector:
-    detector = TwoStageDetector(random_state=options.seed)
+    detector = TwoStageDetector(random_state=options.seed, variational=options.variational)
     return detector if options.epochs is None else detector.set_params(epochs=options.epochs)
 
 
@@ -274,6 +284,8 @@ def _tables(
         "keys": tables.keys,
         "centre": tables.centre,
         "scale": tables.scale,
+        "tail_groups": model.tails.groups,
+        **{name: getattr(model.tails, name) for name in TAIL_TABLES},
         "threshold": thresholds.values,
         "threshold_own": thresholds.own,
         "reference_edges": edges,
@@ -310,12 +322,12 @@ def _manifest(
             hidden=recipe.hidden,
             latent=recipe.latent,
             stage2_latent=recipe.stage2_latent,
+            members=recipe.members,
             clip=recipe.clip,
-            combination=recipe.combination,
-            stage1_weight=fitted.model.combination.stage1,
-            stage2_weight=fitted.model.combination.stage2,
-            excess_weight=fitted.model.combination.excess,
+            whitened=recipe.whitened,
+            variational=recipe.variational,
         ),
+        score=ScoreSection.of(fitted.model.combination),
         thresholds=ThresholdSection(
             quantile=thresholds.quantile,
             pooled=thresholds.pooled,
@@ -369,7 +381,8 @@ def _summary(
             "test_rows": len(parts.test),
         },
         "recipe": asdict(recipe),
-        "combination": asdict(fitted.model.combination),
+        "multiply_adds": recipe.sizes(parts.fit.features).multiply_adds,
+        "score": ScoreSection.of(fitted.model.combination).model_dump(),
         "stage1": asdict(fitted.stage1),
         "stage2": asdict(fitted.stage2),
     }

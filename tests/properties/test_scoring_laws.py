@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.features import FeatureBlock
+from detector.model import CombinationName
 from detector.scorer import TwoStageScorer
-from tests.models import CLIP, random_model, rows_for
+from tests.models import random_model, rows_for
 
 FEATURES = 20
 
@@ -32,10 +34,15 @@ def rows() -> FeatureBlock:
 
 @cache
 def reference() -> np.ndarray:
-    """Return both errors and the excess of those rows, scored together."""
+    """Return errors, tails and scores of those rows, scored together."""
     block = rows()
-    errors, excess, _ = scorer().errors(block.values, block.keys, block.ready)
-    return np.vstack([errors, excess])
+    return scored(block.values, block.keys, block.ready)
+
+
+def scored(values: np.ndarray, keys: np.ndarray, ready: np.ndarray) -> np.ndarray:
+    """Return `(4, n)` errors, tails and scores."""
+    errors, tail, _ = scorer().measure(values, keys, ready)
+    return np.vstack([errors, tail, scorer().model.combination(errors[0], errors[1], tail)])
 
 
 @settings(deadline=None)
@@ -46,8 +53,7 @@ def test_any_split_into_batches_gives_the_same_bits(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), 150]
     parts = []
     for a, b in pairwise(edges):
-        errors, excess, _ = scorer().errors(block.values[a:b], block.keys[a:b], block.ready[a:b])
-        parts.append(np.vstack([errors, excess]))
+        parts.append(scored(block.values[a:b], block.keys[a:b], block.ready[a:b]))
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), reference())
 
 
@@ -56,8 +62,8 @@ def test_any_split_into_batches_gives_the_same_bits(cuts: list[int]) -> None:
 def test_any_order_of_rows_gives_the_same_bits(order: list[int]) -> None:
     """A row's score does not depend on its position."""
     block = rows()
-    errors, excess, _ = scorer().errors(block.values[order], block.keys[order], block.ready[order])
-    np.testing.assert_array_equal(np.vstack([errors, excess]), reference()[:, order])
+    found = scored(block.values[order], block.keys[order], block.ready[order])
+    np.testing.assert_array_equal(found, reference()[:, order])
 
 
 @settings(deadline=None)
@@ -67,9 +73,8 @@ def test_unready_rows_change_no_other(unready: set[int]) -> None:
     block = rows()
     ready = np.ones(150, np.bool_)
     ready[list(unready)] = False
-    errors, excess, _ = scorer().errors(block.values, block.keys, ready)
     expected = np.where(ready, reference(), np.nan)
-    np.testing.assert_array_equal(np.vstack([errors, excess]), expected)
+    np.testing.assert_array_equal(scored(block.values, block.keys, ready), expected)
 
 
 @settings(deadline=None)
@@ -78,25 +83,28 @@ def test_unready_rows_change_no_other(unready: set[int]) -> None:
     feature=st.integers(0, FEATURES - 1),
     sign=st.sampled_from([-1.0, 1.0]),
     steps=st.lists(st.floats(0.01, 1e6), min_size=1, max_size=6),
+    name=st.sampled_from(["tails", "sum"]),
 )
-def test_severity_grows_with_an_outlier_beyond_the_clip(
-    start: int, feature: int, sign: float, steps: list[float]
+def test_severity_grows_with_an_outlier_beyond_the_tails(
+    start: int, feature: int, sign: float, steps: list[float], name: CombinationName
 ) -> None:
-    """Once a feature is beyond the clip, moving it further out strictly raises the severity.
+    """A feature beyond clip, tails and whatever the members rebuild raises the severity, strictly.
 
-    The score itself stays as it is: its input is clipped. A step is kept large enough for float32.
+    The errors stay as they are: their input is clipped. A step is kept large enough for float32.
     """
-    block, tables = rows(), random_model(FEATURES).normaliser
+    block, model = rows(), random_model(FEATURES)
+    tables = model.normaliser
     row = tables.rows_for(block.keys[start : start + 1])[0]
-    distances = CLIP + np.cumsum([1.0, *steps])
+    distances = 50.0 + np.cumsum([1.0, *steps])
     distances = distances[np.concatenate([[True], np.diff(distances) > 1e-3 * distances[1:]])]
     values = np.repeat(block.values[start : start + 1], len(distances), axis=0)
     moved = tables.centre[row, feature] + sign * distances * tables.scale[row, feature]
     values[:, feature] = moved.astype(np.float32)
     keys = np.repeat(block.keys[start : start + 1], len(distances))
-    errors, excess, _ = scorer().errors(values, keys, np.ones(len(values), np.bool_))
+    errors, tail, _ = scorer().measure(values, keys, np.ones(len(values), np.bool_))
     assert (np.diff(errors) == 0).all()
-    score = random_model(FEATURES).combination(errors[0], errors[1], excess)
-    severity = score / 4.0 * (1.0 + excess)
-    assert (np.diff(score) > 0).all()
+    combination = replace(model.combination, name=name)
+    score = combination(errors[0], errors[1], tail)
+    severity = combination.severity(score, np.full(len(score), 4.0), tail)
     assert (np.diff(severity) > 0).all()
+    assert ((np.diff(score) > 0) == (name == "tails")).all()
