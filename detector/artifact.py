@@ -36,7 +36,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from detector.drift import BINS, DriftReference
 from detector.errors import RefusedError
 from detector.features import FeatureSpec
-from detector.model import Combination, CombinationName, Normaliser, Tails, TwoStageModel
+from detector.model import (
+    KNOTS,
+    Combination,
+    CombinationName,
+    Normaliser,
+    Rarity,
+    Tails,
+    TwoStageModel,
+)
 from detector.network import Sizes
 from detector.symbols import SymbolFileError, parse_symbols, write_symbols
 from detector.tails import LARGEST_SHAPE, LEAST_SHAPE
@@ -60,6 +68,7 @@ SCHEMA_VERSION: Final = 2
 TAIL_TABLES: Final = (
     "value_starts", "value_decades", "residual_starts", "residual_decades"
 )  # fmt: skip
+RARITY_TABLES: Final = ("lone", "rarity_knots", "rarity_steps")
 PEAK_TABLES: Final = ("tail_level", "tail_shape", "tail_scale", "tail_rate", "ticks_per_hour")
 
 Count = Annotated[int, Field(ge=0)]
@@ -123,8 +132,8 @@ class ScoreSection(_Section):
     """How errors and tails become one score, see `model.Combination`; no `cap`: without limit."""
 
     combination: CombinationName
+    stage1_weight: NotNegative
     stage2_weight: NotNegative
-    norm: Above0
     tail_weight: NotNegative
     cap: Above0 | None
     centre1: Finite
@@ -215,11 +224,12 @@ class Artifact:
         All members' autoencoders, names and shapes as in `network.Sizes.shapes`, float32.
     tables
         `keys` `(R-1,)` int64 ascending; `centre`, `scale` `(R, F)` float64; `tail_groups` `(F,)`
-        int8 and `TAIL_TABLES`, `(R, 2, F)` float32 each, see `model.Tails`; `threshold` `(R,)`
-        float64; `threshold_own` `(R,)` bool; with method "pot" also `PEAK_TABLES`, `(R,)` float64
-        each, see `thresholds.Peaks`; `reference_edges` `(F + 1, BINS - 1)` float32 and
-        `reference_counts` `(R, F + 1, BINS)` int32, see `drift.DriftReference`. Row 0 of the tables
-        with R rows is pooled over all instruments, row `i + 1` belongs to `keys[i]`.
+        int8 and `TAIL_TABLES`, `(R, 2, F)` float32 each, see `model.Tails`; with combination
+        "tails" also `RARITY_TABLES`, see `model.Rarity`; `threshold` `(R,)` float64;
+        `threshold_own` `(R,)` bool; with method "pot" also `PEAK_TABLES`, `(R,)` float64 each, see
+        `thresholds.Peaks`; `reference_edges` `(F + 1, BINS - 1)` float32 and `reference_counts`
+        `(R, F + 1, BINS)` int32, see `drift.DriftReference`. Row 0 of the tables with R rows is
+        pooled over all instruments, row `i + 1` belongs to `keys[i]`.
     model_hash
         SHA-256 of the manifest file.
     symbols
@@ -250,7 +260,10 @@ class Artifact:
             tables["keys"], tables["centre"], tables["scale"], manifest.architecture.clip
         )
         tails = Tails(tables["tail_groups"], *(tables[name] for name in TAIL_TABLES))
-        return TwoStageModel(normaliser, self.weights, tails, manifest.score.combined())
+        rarity = None
+        if manifest.score.combination == "tails":
+            rarity = Rarity(*(tables[name] for name in RARITY_TABLES))
+        return TwoStageModel(normaliser, self.weights, tails, manifest.score.combined(), rarity)
 
     @property
     def reference(self) -> DriftReference:
@@ -374,7 +387,13 @@ def read_artifact(folder: Path) -> Artifact:
     weights = _parse_tensors(folder / WEIGHTS, contents[WEIGHTS])
     tables = _parse_tensors(folder / TABLES, contents[TABLES])
     _check_weights(folder / WEIGHTS, weights, manifest.architecture)
-    _check_tables(folder / TABLES, tables, len(features.names), manifest.thresholds.method)
+    _check_tables(
+        folder / TABLES,
+        tables,
+        len(features.names),
+        manifest.thresholds.method,
+        manifest.score.combination,
+    )
     if tables["threshold"][0] != manifest.thresholds.pooled:
         raise ArtifactError(
             f"{folder / TABLES}: pooled threshold is {tables['threshold'][0]}, {MANIFEST} says "
@@ -513,9 +532,14 @@ def _check_weights(path: Path, weights: Arrays, sizes: Architecture) -> None:
 
 
 def _check_tables(
-    path: Path, tables: Arrays, features: int, method: Literal["quantile", "pot"]
+    path: Path,
+    tables: Arrays,
+    features: int,
+    method: Literal["quantile", "pot"],
+    combination: CombinationName,
 ) -> None:
     peaks = PEAK_TABLES if method == "pot" else ()
+    lone = tables["lone"].size if "lone" in tables else 0
     rows = len(tables["keys"]) + 1 if "keys" in tables and tables["keys"].ndim == 1 else 1
     _expect(
         path,
@@ -531,8 +555,11 @@ def _check_tables(
             "reference_edges": ((features + 1, BINS - 1), "float32"),
             "reference_counts": ((rows, features + 1, BINS), "int32"),
             **dict.fromkeys(peaks, ((rows,), "float64")),
+            **(_rarity_shapes(rows, lone) if combination == "tails" else {}),
         },
     )
+    if combination == "tails":
+        _check_rarity(path, tables, features)
     if not (np.diff(tables["keys"]) > 0).all():
         raise ArtifactError(f"{path}: keys must ascend without repeats; train again")
     edges, counts = tables["reference_edges"], tables["reference_counts"]
@@ -558,6 +585,24 @@ def _check_tables(
         raise ArtifactError(
             f"{path}: tail_shape must lie from {LEAST_SHAPE} to {LARGEST_SHAPE}; train again"
         )
+
+
+def _rarity_shapes(rows: int, lone: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {
+        "lone": ((lone,), "int64"),
+        "rarity_knots": ((rows, lone + 2, 2, KNOTS), "float64"),
+        "rarity_steps": ((rows, lone + 2), "float64"),
+    }
+
+
+def _check_rarity(path: Path, tables: Arrays, features: int) -> None:
+    lone, knots = tables["lone"], tables["rarity_knots"]
+    if (np.diff(lone) <= 0).any() or (lone < 0).any() or (lone >= features).any():
+        raise ArtifactError(f"{path}: lone must be ascending columns of the features; train again")
+    if (np.diff(knots, axis=-1) < 0).any() or not (np.diff(knots[..., 0, :2]) > 0).all():
+        raise ArtifactError(f"{path}: rarity_knots must ascend; train again")
+    if not (tables["rarity_steps"] > 0).all():
+        raise ArtifactError(f"{path}: rarity_steps must be positive; train again")
 
 
 def _json_bytes(value: object) -> bytes:

@@ -193,7 +193,7 @@ class Transition:
     ticks: int
     alarms: int
     peak_row: int
-    peak: tuple[float, float, float, float, float]
+    peak: tuple[float, float, float, float, float, float]
 
 
 @cache
@@ -284,8 +284,8 @@ class EpisodeBook:
     ) -> list[Transition]:
         """Advance by one batch and return what happened, in order.
 
-        `measures` is `(5, n)` float64: score, threshold, stage 1, stage 2 and tail, NaN where a
-        tick was not scored. The other columns are `(n,)`.
+        `measures` is `(6, n)` float64: score, threshold, stage 1, stage 2, tail and alone, NaN
+        where a tick was not scored. The other columns are `(n,)`.
         """
         found: list[Transition] = []
         self._age_peaks()

@@ -119,6 +119,10 @@ class FeatureSpec:
         short = tuple(f"_{h * 1e3:g}ms" for h in self.half_lives_s if h < 1)
         return np.array([name.endswith(short) for name in self.names], np.int8)
 
+    def lone_features(self) -> npt.NDArray[np.bool_]:
+        """`(F,)` bool: features each judged by itself too, see `model.Rarity`."""
+        return np.zeros(len(self.names), np.bool_)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the parameters, the names and the version of the kernels.

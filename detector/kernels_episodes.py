@@ -45,7 +45,7 @@ PEAK_THRESHOLD: Final = 1
 PEAK_STAGE1: Final = 2
 PEAK_STAGE2: Final = 3
 PEAK_TAIL: Final = 4
-PEAK_COLUMNS: Final = 5
+PEAK_COLUMNS: Final = 6
 
 # Columns of a transition: three of its own, then the integer state as it was at that moment.
 KIND: Final = 0
@@ -135,7 +135,8 @@ def step_episodes(
     slots, keys, ts, offsets, indices
         `(n,)` columns of the batch; a slot of -1 marks a dropped tick.
     measures
-        `(5, n)` float64: score, threshold, stage 1, stage 2, tail; NaN where not scored.
+        `(6, n)` float64: score, threshold, stage 1, stage 2, tail, alone; NaN where not
+        scored.
     state, peak, partition
         The running state, changed in place; `state` and `peak` have a row for each of the E
         episodes that may be open.

@@ -55,6 +55,9 @@ Q2: Final = np.float32(1.18534705686654e-04)
 Q3: Final = np.float32(1.19825839466702e-06)
 
 Float32s = npt.NDArray[np.float32]
+ORDINARY: Final = 2
+"""Knot up to which nineteen training rows in twenty lie, see `rarity`."""
+
 FUSED: Final = {"contract"}  # multiply-adds round once; nothing else may be rearranged
 
 
@@ -450,21 +453,123 @@ def combine(
     stage2: npt.NDArray[np.float64],
     tail: npt.NDArray[np.float64],
     facts: tuple[float, float, float, float, float, float, float],
-    score: npt.NDArray[np.float64],
+    raw: npt.NDArray[np.float64],
 ) -> None:
-    """Scores of `(n,)` errors and tail decades, see `model.Combination`; NaN stays NaN.
+    """Weigh `(n,)` errors and tail decades, see `model.Combination`; NaN stays NaN.
 
     A loop of the compiler's own logarithm: what a library takes for many numbers at once may differ
     in the last bit from what it takes for the last few.
     """
-    centre1, gain1, centre2, gain2, weight2, norm, weight_tail = facts
+    centre1, gain1, centre2, gain2, weight1, weight2, weight_tail = facts
+    for i in range(len(raw)):
+        found = weight_tail * tail[i]
+        if weight1 > 0.0:
+            found += weight1 * (math.log(stage1[i] + LEAST_ERROR) - centre1) * gain1
+        if weight2 > 0.0:
+            found += weight2 * (math.log(stage2[i] + LEAST_ERROR) - centre2) * gain2
+        raw[i] = found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rarity(value: float, knots: npt.NDArray[np.float64], step: float) -> float:
+    """Decades of rarity of one value: 3 where one training row in a thousand was as high.
+
+    Parameters
+    ----------
+    value
+        Not NaN.
+    knots : (2, KNOTS) float64
+        Values, ascending, and their decades. Linear between them.
+    step
+        What one decade beyond the last knot takes. From 6 decades on they count ever less (by their
+        logarithm): nothing in the training says how rare such a value is, but a higher one must
+        still be higher. Below the first knot likewise.
+    """
+    at, decades = knots[0], knots[1]
+    if value <= at[0]:
+        return float(decades[0] - math.log1p((at[0] - value) / step))
+    last = len(at) - 1
+    found = decades[last] + (value - at[last]) / step
+    for i in range(1, last + 1):
+        if value <= at[i]:
+            part = (value - at[i - 1]) / (at[i] - at[i - 1])
+            found = decades[i - 1] + part * (decades[i] - decades[i - 1])
+            break
+    return float(found if found <= 6.0 else 6.0 + 2.0 * math.log1p((found - 6.0) / 2.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rarities(
+    values: npt.NDArray[np.float64], knots: npt.NDArray[np.float64], step: float
+) -> npt.NDArray[np.float64]:
+    """`(n,)` float64: `rarity` of each of `(n,)` values."""
+    found = np.empty(len(values))
+    for i in range(len(values)):
+        found[i] = rarity(values[i], knots, step)
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def alone_decades(
+    values: npt.NDArray[np.floating],
+    rows: npt.NDArray[np.int32],
+    ready: npt.NDArray[np.bool_],
+    columns: npt.NDArray[np.int64],
+    knots: npt.NDArray[np.float64],
+    steps: npt.NDArray[np.float64],
+    gate: float,
+    alone: npt.NDArray[np.float64],
+) -> None:
+    """How rare the rarest of a few features is, each judged by itself, upward.
+
+    Parameters
+    ----------
+    values, ready : (n, F), (n,)
+        Features, finite where ready.
+    rows : (n,) int32
+        Table rows.
+    columns : (K,) int64
+        Which features.
+    knots, steps : (R, K + 2, 2, KNOTS), (R, K + 2) float64
+        As in `rarity`: of the raw score (not used here), of the greatest rarity of the K features,
+        and of each of them.
+    gate
+        Decades up to which the rarest feature is not worth a mention.
+    alone : (n,) float64, out
+        Rarity of the greatest rarity; 0 up to the gate, NaN where not ready.
+    """
+    for i in range(len(alone)):
+        if not ready[i]:
+            alone[i] = np.nan
+            continue
+        row, most = rows[i], 0.0
+        for k in range(len(columns)):
+            value = np.float64(values[i, columns[k]])
+            if value > knots[row, k + 2, 0, ORDINARY]:  # else among the ordinary nineteen in twenty
+                most = max(most, rarity(value, knots[row, k + 2], steps[row, k + 2]))
+        found = rarity(most, knots[row, 1], steps[row, 1]) if most > 0.0 else 0.0
+        alone[i] = found if found > gate else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def score_decades(
+    raw: npt.NDArray[np.float64],
+    alone: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int32],
+    knots: npt.NDArray[np.float64],
+    steps: npt.NDArray[np.float64],
+    scale: float,
+    score: npt.NDArray[np.float64],
+) -> None:
+    """Scores `10^(D / scale)`, D the greater of the rarity of `raw` and of `alone`, `(n,)` each."""
     for i in range(len(score)):
-        body = (math.log(stage1[i] + LEAST_ERROR) - centre1) * gain1
-        body += weight2 * (math.log(stage2[i] + LEAST_ERROR) - centre2) * gain2
-        raw = body / norm + weight_tail * tail[i]
-        root = math.sqrt(raw * raw + 4.0)
-        # (raw + root) / 2, without the cancellation where raw is far below 0
-        score[i] = 0.5 * (raw + root) if raw > 0.0 else 2.0 / (root - raw)
+        if math.isnan(raw[i]):
+            score[i] = np.nan
+            continue
+        found = rarity(raw[i], knots[rows[i], 0], steps[rows[i], 0])
+        # alone is 0 where it says nothing: rarities below 0 stay apart
+        found = max(found, alone[i]) if alone[i] > 0.0 else found
+        score[i] = 10.0 ** (found / scale)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

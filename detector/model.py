@@ -7,13 +7,23 @@ process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from detector.kernels_scoring import EMPTY, GROUPS, LEAST_ERROR, combine, fill_table, normalise
+from detector.kernels_scoring import (
+    EMPTY,
+    GROUPS,
+    LEAST_ERROR,
+    alone_decades,
+    combine,
+    fill_table,
+    normalise,
+    rarity,
+    score_decades,
+)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -161,22 +171,21 @@ DECADE: Final = 2.3
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """How both errors and the tails become one positive score.
+    """How both errors and the tails become one number, raw.
 
     `tails`: with `dec(e) = (ln e - centre) * gain`, 0 at the training rows' median and `DECADE` at
-    their .995 quantile, `raw = (dec(e1) + stage2_weight dec(e2)) / norm + tail_weight T`. The score
-    is `(raw + sqrt(raw^2 + 4)) / 2` (Barron 2021, "Squareplus"): 1 where raw is 0, raw + 1/raw
-    where it is large, and positive, so that a threshold can be multiplied and a score divided by
-    it. It grows with raw, so ranks are raw's; and without bound, as T does.
+    their .995 quantile, `raw = stage1_weight dec(e1) + stage2_weight dec(e2) + tail_weight T`. The
+    score is how rare that is, see `Rarity`.
 
-    `sum`: `e1 + e2`, the reference. The tails are no part of the score, only of the severity.
+    `sum`: `stage1_weight e1 + stage2_weight e2`, which is the score; with weights of 1 the
+    reference. The tails are no part of it, only of the severity.
 
     Parameters
     ----------
     name
         Which of both.
-    stage2_weight, norm, tail_weight
-        Of `tails`.
+    stage1_weight, stage2_weight, tail_weight
+        As above.
     cap
         Most that one squared residual of stage 1 counts in its error, so that a feature that hardly
         ever moved in training does not decide it alone.
@@ -185,8 +194,8 @@ class Combination:
     """
 
     name: CombinationName = "sum"
+    stage1_weight: float = 1.0
     stage2_weight: float = 1.0
-    norm: float = 1.0
     tail_weight: float = 0.0
     cap: float = np.inf
     centre1: float = 0.0
@@ -195,49 +204,135 @@ class Combination:
     gain2: float = 1.0
 
     def __call__(self, stage1: Float64, stage2: Float64, tail: Float64) -> Float64:
-        """`(n,)` float64 scores."""
+        """`(n,)` float64 raw."""
         if self.name == "sum":
-            return stage1 + stage2
-        return self._combined(stage1, stage2, tail, self.stage2_weight)
+            return self.stage1_weight * stage1 + self.stage2_weight * stage2
+        facts = (
+            self.centre1, self.gain1, self.centre2, self.gain2, self.stage1_weight,
+            self.stage2_weight, self.tail_weight,
+        )  # fmt: skip
+        raw = np.empty(len(stage1))
+        combine(stage1, stage2, tail, facts, raw)
+        return raw
 
-    def without_stage2(self, stage1: Float64, tail: Float64) -> Float64:
-        """`(n,)` float64 scores with stage 2 at its median, or left out of the sum."""
-        if self.name == "sum":
-            return stage1.copy()
-        return self._combined(stage1, stage1, tail, 0.0)
+    def without_stage2(self) -> Combination:
+        """Return the same with stage 2 at its median, or left out of the sum."""
+        return replace(self, stage2_weight=0.0)
 
     def body(self, stage1: Float64) -> Float64:
         """`(n,)` float64: what stage 1's error adds to raw, at least next to nothing."""
         logs = np.log(stage1 + LEAST_ERROR)
-        return np.maximum((logs - self.centre1) * self.gain1 / self.norm, 1e-9)
+        return np.maximum((logs - self.centre1) * self.gain1 * self.stage1_weight, 1e-9)
 
     def severity(self, score: float, threshold: float, tail: float) -> float:
         """`score / threshold`; under `sum` times `1 + T`, because clipped errors stop growing."""
         relative = score / threshold
         return relative * (1.0 + tail) if self.name == "sum" else relative
 
-    def _combined(
-        self, stage1: Float64, stage2: Float64, tail: Float64, stage2_weight: float
+
+KNOT_DECADES: Final = (-0.5, 0.301, 1.301, 2.301, 3.301)
+"""Decades of the training rows' least value and of their .5, .95, .995 and .9995 quantiles. The
+greatest of n rows has log10 n."""
+
+KNOTS: Final = len(KNOT_DECADES) + 1
+
+SCORE_SCALE: Final = 4.0
+"""Decades of rarity in which a score grows tenfold: one that is e times rarer raises the logarithm
+of the score by a quarter, which is about the step of thresholds that follow their alarms."""
+
+GATE: Final = 3.3
+"""Decades up to which the rarest feature by itself adds nothing to the score."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rarity:
+    """How rare a row is among the training rows, in decades: what the score of `tails` says.
+
+    Two ways to be rare, joined by the greater: the raw score, in which many features weigh in, and
+    the rarest of the lone features, each judged by itself. Raw scores and single features have no
+    common unit; that one training row in so many was as high, they share.
+
+    Parameters
+    ----------
+    lone
+        `(K,)` int64 columns of the lone features.
+    knots, steps
+        `(R, K + 2, 2, KNOTS)` and `(R, K + 2)` float64, row-aligned with the normaliser, see
+        `kernels_scoring.rarity`: of raw, of the greatest rarity of the lone features, and of each
+        of them, in its own unit.
+    """
+
+    lone: Int64
+    knots: Float64
+    steps: Float64
+
+    def alone(
+        self,
+        values: npt.NDArray[np.floating[Any]],
+        rows: npt.NDArray[np.int32],
+        ready: npt.NDArray[np.bool_],
     ) -> Float64:
-        facts = (
-            self.centre1, self.gain1, self.centre2, self.gain2, stage2_weight, self.norm,
-            self.tail_weight,
-        )  # fmt: skip
-        score = np.empty(len(stage1))
-        combine(stage1, stage2, tail, facts, score)
+        """`(n,)` float64 decades of the rarest lone feature; 0 up to `GATE`."""
+        alone = np.empty(len(values))
+        alone_decades(values, rows, ready, self.lone, self.knots, self.steps, GATE, alone)
+        return alone
+
+    def score(self, raw: Float64, alone: Float64, rows: npt.NDArray[np.int32]) -> Float64:
+        """`(n,)` float64 `10^(D / SCORE_SCALE)`, positive."""
+        score = np.empty(len(raw))
+        score_decades(raw, alone, rows, self.knots, self.steps, SCORE_SCALE, score)
         return score
+
+    def lonely(self, values: Float32, rows: npt.NDArray[np.int32]) -> Int64:
+        """`(m,)` int64: the column of each row's rarest lone feature, where there are any."""
+        found = np.empty((len(values), len(self.lone)))
+        for i, row in enumerate(rows):
+            for k, column in enumerate(self.lone):
+                found[i, k] = rarity(
+                    float(values[i, column]), self.knots[row, k + 2], self.steps[row, k + 2]
+                )
+        lonely: Int64 = self.lone[np.argmax(found, axis=1)]
+        return lonely
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TwoStageModel:
-    """Normaliser, weights (names as in `network.Sizes.shapes`, float32), tails and combination."""
+    """Normaliser, weights (names as in `network.Sizes.shapes`), tails, combination, rarity.
+
+    Without `rarity` the score is raw, as `sum` wants it.
+    """
 
     normaliser: Normaliser
     weights: Mapping[str, npt.NDArray[Any]]
     tails: Tails
     combination: Combination
+    rarity: Rarity | None = None
 
     @property
     def latents(self) -> int:
         """Units of all members' latents together."""
         return int(self.weights["stage2.centre"].size)
+
+    def alone(
+        self,
+        values: npt.NDArray[np.floating[Any]],
+        rows: npt.NDArray[np.int32],
+        ready: npt.NDArray[np.bool_],
+    ) -> Float64:
+        """`(n,)` float64, see `Rarity.alone`; 0 for a model without."""
+        if self.rarity is None:
+            return np.zeros(len(values))
+        return self.rarity.alone(values, rows, ready)
+
+    def score(
+        self,
+        stage1: Float64,
+        stage2: Float64,
+        tail: Float64,
+        alone: Float64,
+        rows: npt.NDArray[np.int32],
+        combination: Combination | None = None,
+    ) -> Float64:
+        """`(n,)` float64 scores, by the model's combination or another one."""
+        raw = (combination or self.combination)(stage1, stage2, tail)
+        return raw if self.rarity is None else self.rarity.score(raw, alone, rows)

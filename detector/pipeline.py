@@ -273,7 +273,14 @@ class Pipeline:
             self.symbols.learn(batch.symbols)
         book = self._book(batch.partition)
         measures = np.stack(
-            [scores.score, scores.threshold, scores.stage1, scores.stage2, scores.tail]
+            [
+                scores.score,
+                scores.threshold,
+                scores.stage1,
+                scores.stage2,
+                scores.tail,
+                scores.alone,
+            ]
         )
         transitions = book.step(
             block.slots, block.keys, block.ts, batch.offsets, batch.indices, measures
@@ -327,10 +334,9 @@ class Pipeline:
         top, values = explained[about] if about >= 0 else book.remembered(transition.slot)
         closing = transition.phase == "close"
         measured = transition.peak if closing else tuple(measures[:, row].tolist())
-        score, threshold, stage1, stage2, tail = measured
-        combination = self._scorer.combination
-        severity = combination.severity(score, threshold, tail)
-        without = float(combination.without_stage2(np.array([stage1]), np.array([tail]))[0])
+        score, threshold, stage1, stage2, tail, alone = measured
+        severity = self._scorer.model.combination.severity(score, threshold, tail)
+        without = self._scorer.without_stage2(transition.key, stage1, tail, alone)
         publisher, instrument = split_key(transition.key)
         return AnomalyEvent(
             event_id=event_id(episode, transition.phase, source),

@@ -38,8 +38,10 @@ class ScoreBlock:
         over units and members.
     tail
         `(n,)` float64: how far features and residuals lie beyond their training quantiles.
+    alone
+        `(n,)` float64: decades of the rarest lone feature, 0 where it is not rare.
     score
-        `(n,)` float64: errors and tail combined as the model says; positive.
+        `(n,)` float64: all of these combined as the model says; positive.
     threshold
         `(n,)` float64: a row is anomalous where its score reaches it. From the scorer, the frozen
         one; in an `Outcome`, the one applied.
@@ -52,6 +54,7 @@ class ScoreBlock:
     stage1: Float64
     stage2: Float64
     tail: Float64
+    alone: Float64
     score: Float64
     threshold: Float64
     rows: Int32
@@ -72,6 +75,7 @@ class ScoreBlock:
             self.stage1[part],
             self.stage2[part],
             self.tail[part],
+            self.alone[part],
             self.score[part],
             self.threshold[part],
             self.rows[part],
@@ -90,8 +94,8 @@ class Explanation:
     share
         `(m, F)` float64: each feature's share of stage 1's error and of the tails, rows summing to
         1. Error and tails are divided up each among the features, and weigh as they do in the
-        score; under `sum`, whose score has no tails, a feature's error counts `1 + ln(1 + d)`
-        times.
+        score; a lone feature that made the score by itself has half. Under `sum`, whose score has
+        no tails, a feature's error counts `1 + ln(1 + d)` times.
     """
 
     expected: Float32
@@ -214,7 +218,7 @@ class TwoStageScorer:
         On the CPU always: a handful of rows are not worth a GPU's round trip.
         """
         tables, tails, combination = self.model.normaliser, self.model.tails, self.model.combination
-        z, residual, errors, _, rows = self.residuals(values, keys)
+        z, residual, errors, tail, rows = self.residuals(values, keys)
         u = residual + self.hidden(z)
         expected = tables.centre[rows] + tables.scale[rows] * (z + u / self._folded.gain)
         squares = np.minimum(np.square(residual, dtype=np.float64), combination.cap)
@@ -226,9 +230,20 @@ class TwoStageScorer:
             body = combination.body(errors[0])
             weight = body[:, None] * squares / squares.sum(axis=1, keepdims=True)
             weight += combination.tail_weight * tails.parts(decades)
+        weight /= weight.sum(axis=1, keepdims=True)
+        self._let_alone(weight, values, rows, combination(errors[0], errors[1], tail))
         return Explanation(
             expected=expected.astype(np.float32), share=weight / weight.sum(axis=1, keepdims=True)
         )
+
+    def _let_alone(self, weight: Float64, values: Float32, rows: Int32, raw: Float64) -> None:
+        """Give half of the weight to the lone feature that made the score, where one did."""
+        rarity = self.model.rarity
+        if rarity is None or not len(rarity.lone):
+            return
+        alone = rarity.alone(values, rows, np.ones(len(values), np.bool_))
+        made = np.flatnonzero(rarity.score(raw, alone, rows) > rarity.score(raw, 0 * alone, rows))
+        weight[made, rarity.lonely(values[made], rows[made])] += 1.0
 
 
 class Scorer:
@@ -244,7 +259,7 @@ class Scorer:
 
     def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
         self._scorer = TwoStageScorer(artifact.model, device)
-        self.combination = artifact.model.combination
+        self.model = artifact.model
         self.thresholds = artifact.thresholds
         self.reference = artifact.reference
         self.version = artifact.version
@@ -277,15 +292,24 @@ class Scorer:
         model, n = self._scorer.model, len(block.values)
         latents = np.empty((n, model.latents), np.float32) if latent else None
         errors, tail, rows = self._scorer.measure(block.values, block.keys, block.ready, latents)
+        alone = model.alone(block.values, rows, block.ready)
         return ScoreBlock(
             stage1=errors[0],
             stage2=errors[1],
             tail=tail,
-            score=model.combination(errors[0], errors[1], tail),
+            alone=alone,
+            score=model.score(errors[0], errors[1], tail, alone, rows),
             threshold=self.thresholds.threshold_for(rows),
             rows=rows,
             latent=latents,
         )
+
+    def without_stage2(self, key: int, stage1: float, tail: float, alone: float) -> float:
+        """Return what a tick's score would be with stage 2 at its median."""
+        rows = self.model.normaliser.rows_for(np.array([key], np.int64))
+        one, tails, lone = (np.array([each]) for each in (stage1, tail, alone))
+        without = self.model.combination.without_stage2()
+        return float(self.model.score(one, one, tails, lone, rows, without)[0])
 
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Explain rows of a block: `values` `(m, F)`, `keys` `(m,)`."""

@@ -22,7 +22,15 @@ from detector.artifact import (
 )
 from detector.drift import BINS
 from detector.features import DEFAULT, FeatureBlock, FeatureSpec
-from detector.model import Combination, Normaliser, Tails, TwoStageModel
+from detector.model import (
+    KNOT_DECADES,
+    KNOTS,
+    Combination,
+    Normaliser,
+    Rarity,
+    Tails,
+    TwoStageModel,
+)
 from detector.network import Sizes
 
 CLIP = 3.0
@@ -49,10 +57,28 @@ def random_model(
         rng.uniform(0.5, 2.0, (rows, features)),
         CLIP,
     )
-    return TwoStageModel(normaliser, weights, random_tails(rows, features, rng), COMBINATION)
+    tails = random_tails(rows, features, rng)
+    return TwoStageModel(normaliser, weights, tails, COMBINATION, random_rarity(normaliser, rng))
 
 
-COMBINATION = Combination("tails", 0.5, 1.25, 2.0, 30.0, -0.1, 2.0, 0.2, 1.5)
+COMBINATION = Combination("tails", 0.8, 0.4, 1.6, 30.0, -0.1, 2.0, 0.2, 1.5)
+
+
+def random_rarity(normaliser: Normaliser, rng: np.random.Generator) -> Rarity:
+    """Return rarities of raw scores of about 1, and of up to two lone features."""
+    lone = np.array([column for column in (1, 4) if column < normaliser.centre.shape[1]], np.int64)
+    rows = len(normaliser.centre)
+    at = np.array([-3.0, 0.5, 2.0, 3.0, 4.0, 5.0]) + rng.uniform(
+        0, 0.3, (rows, len(lone) + 2, KNOTS)
+    )
+    at[:, 0] = np.array([0.5, 2.0, 4.0, 6.0, 10.0, 16.0]) * rng.uniform(0.9, 1.1, (rows, 1))
+    at[:, 1] = np.array([-0.1, 0.0, 1.4, 2.4, 3.4, 4.4])
+    at[:, 2:] *= normaliser.scale[:, lone, None]
+    at[:, 2:] += normaliser.centre[:, lone, None]
+    decades = np.broadcast_to([*KNOT_DECADES, 4.0], at.shape).copy()
+    decades[:, 0] = [-0.5, 1.2, 2.4, 3.1, 4.0, 4.8]
+    steps = rng.uniform(0.3, 1.0, (rows, len(lone) + 2))
+    return Rarity(lone, np.stack([at, decades], axis=2), steps)
 
 
 def random_tails(rows: int, features: int, rng: np.random.Generator) -> Tails:
@@ -113,6 +139,7 @@ def folder_contents(
     With a budget its thresholds follow the alarms they cause.
     """
     model = random_model(len(spec.names), seed=seed)
+    assert model.rarity is not None
     rows, features = model.normaliser.centre.shape
     thresholds = np.full(rows, threshold)
     thresholds[1] = threshold + 1.0
@@ -158,6 +185,9 @@ def folder_contents(
         "scale": model.normaliser.scale,
         "tail_groups": model.tails.groups,
         **{name: getattr(model.tails, name) for name in TAIL_TABLES},
+        "lone": model.rarity.lone,
+        "rarity_knots": model.rarity.knots,
+        "rarity_steps": model.rarity.steps,
         "threshold": thresholds,
         "threshold_own": np.arange(rows) < 2,
         "reference_edges": np.tile(

@@ -37,7 +37,7 @@ POLICY = EpisodePolicy(close_ratio=0.5, quiet_s=2.0, update_interval_s=3.0)
 def ticks_of(rows: list[tuple[int, int, float]], slots: int = 4) -> dict[str, Any]:
     """Columns of a batch from `(instrument, seconds, score)`; the threshold is 10."""
     n = len(rows)
-    measures = np.full((5, n), np.nan)
+    measures = np.full((6, n), np.nan)
     measures[0] = [score for _, _, score in rows]
     measures[1] = 10.0
     measures[2:] = np.arange(n)
@@ -108,7 +108,7 @@ def test_close_tells_the_peak() -> None:
     book.step(**ticks_of([(1, 0, 20.0), (1, 0, 70.0), (1, 1, 30.0)]))
     assert book.improved_peaks() == [(1, 1)]
     found = book.step(**ticks_of([(1, 5, 1.0)]))
-    assert found[0].peak == (70.0, 10.0, 1.0, 1.0, 1.0)
+    assert found[0].peak == (70.0, 10.0, 1.0, 1.0, 1.0, 1.0)
     assert found[0].peak_row == -1
 
 

@@ -14,7 +14,7 @@ from detector.compiled import CompiledForward, aligned_zeros, load_tensorflow
 from detector.features import DEFAULT, FeatureBlock
 from detector.forward import Forward, KernelForward
 from detector.kernels_scoring import EMPTY, LANES, STRIP, dense, hyperbolic_tangent
-from detector.model import Combination, Normaliser, TwoStageModel, ZScores
+from detector.model import Combination, Normaliser, Rarity, TwoStageModel, ZScores
 from detector.network import (
     DECODER,
     DECODER2,
@@ -83,7 +83,7 @@ def oracle(model: TwoStageModel, values: np.ndarray, keys: np.ndarray) -> Measur
     combination = model.combination
     body = np.maximum((np.log(body) - combination.centre1) * combination.gain1, 0)
     squares = np.minimum(((rebuilt - x) / sd) ** 2, combination.cap)
-    share = (body / combination.norm)[:, None] * squares / squares.sum(axis=1)[:, None]
+    share = (combination.stage1_weight * body)[:, None] * squares / squares.sum(axis=1)[:, None]
     for g, root in zip(groups, roots.T, strict=True):
         mine = (logs * (tails.groups == g)) / np.maximum(root, 1e-12)[:, None]
         share += combination.tail_weight * mine / np.sqrt(len(groups))
@@ -95,6 +95,33 @@ def oracle(model: TwoStageModel, values: np.ndarray, keys: np.ndarray) -> Measur
         expected=tables.centre[rows] + tables.scale[rows] * rebuilt,
         share=share / share.sum(axis=1, keepdims=True),
     )
+
+
+def rare(value: float, knots: np.ndarray, step: float) -> float:
+    """Decades of rarity of one value, from the definition."""
+    at, decades = knots
+    if value <= at[0]:
+        return float(decades[0] - np.log(1 + (at[0] - value) / step))
+    if value > at[-1]:
+        found = decades[-1] + (value - at[-1]) / step
+    else:
+        found = np.interp(value, at, decades)
+    return float(found if found <= 6 else 6 + 2 * np.log(1 + (found - 6) / 2))
+
+
+def oracle_alone(rarity: Rarity, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return decades of the rarest lone feature of each row, 0 up to 3.3."""
+    found = []
+    for mine, row in zip(values, rows, strict=True):
+        knots, steps = rarity.knots[row], rarity.steps[row]
+        each = [
+            rare(float(mine[column]), knots[2 + k], steps[2 + k])
+            for k, column in enumerate(rarity.lone)
+            if mine[column] > knots[2 + k, 0, 2]
+        ]
+        decades = rare(max(each), knots[1], steps[1]) if each else 0.0
+        found.append(decades if decades > 3.3 else 0.0)
+    return np.array(found)
 
 
 @pytest.fixture(scope="module")
@@ -258,10 +285,23 @@ def test_scorer_of_an_artifact_applies_its_combination_and_thresholds(tmp_path: 
     block = rows_for(artifact.model, 500)
     scores = Scorer(artifact).score(block, latent=True)
     section = artifact.manifest.score
-    raw = (np.log(scores.stage1) - section.centre1) * section.gain1
+    raw = section.stage1_weight * (np.log(scores.stage1) - section.centre1) * section.gain1
     raw += section.stage2_weight * (np.log(scores.stage2) - section.centre2) * section.gain2
-    raw = raw / section.norm + section.tail_weight * scores.tail
-    np.testing.assert_allclose(scores.score, (raw + np.sqrt(raw**2 + 4)) / 2, rtol=1e-6)
+    raw += section.tail_weight * scores.tail
+    rarity = artifact.model.rarity
+    assert rarity is not None
+    decades = [
+        rare(r, rarity.knots[i, 0], rarity.steps[i, 0])
+        for r, i in zip(raw, scores.rows, strict=True)
+    ]
+    alone = oracle_alone(rarity, block.values, scores.rows)
+    np.testing.assert_allclose(scores.alone, alone, rtol=1e-5)
+    assert 0 < np.count_nonzero(alone) < 500
+    np.testing.assert_allclose(
+        scores.score,
+        10 ** (np.where(alone > 0, np.maximum(decades, alone), decades) / 4),
+        rtol=1e-5,
+    )
     np.testing.assert_array_equal(scores.threshold, np.where(block.keys == 10, 10.0, 9.0))
     np.testing.assert_array_equal(scores.anomaly, scores.score >= scores.threshold)
     assert 0 < scores.anomaly.sum() < 500
@@ -297,6 +337,7 @@ def test_explanation_names_the_feature_that_was_moved(model: TwoStageModel) -> N
 def test_explanation_is_that_of_the_oracle(model: TwoStageModel) -> None:
     """What was expected is the members' mean; shares divide stage 1's part and the tails."""
     block = rows_for(model, 40)
+    model = replace(model, rarity=None)
     explained = TwoStageScorer(model).explain(block.values, block.keys)
     expected = oracle(model, block.values, block.keys)
     np.testing.assert_allclose(explained.expected, expected.expected, rtol=1e-4, atol=1e-4)
@@ -365,39 +406,61 @@ def test_senseless_batch_sizes_are_refused(model: TwoStageModel, sizes: tuple[in
         CompiledForward(model, fold(model.weights), sizes)
 
 
-def test_plain_sum_is_available() -> None:
+def test_plain_sum_is_available(model: TwoStageModel) -> None:
     """The reference setting adds both errors as they are; the tails only raise the severity."""
     stage1, stage2, tail = np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.array([0.0, 3.0])
     plain = Combination("sum")
     assert plain(stage1, stage2, tail).tolist() == [11.0, 22.0]
-    assert plain.without_stage2(stage1, tail).tolist() == [1.0, 2.0]
-    severity = plain.severity(plain(stage1, stage2, tail), np.full(2, 11.0), tail)
-    assert severity.tolist() == [1.0, 8.0]
+    assert plain.without_stage2()(stage1, stage2, tail).tolist() == [1.0, 2.0]
+    assert [plain.severity(s, 11.0, t) for s, t in ((11.0, 0.0), (22.0, 3.0))] == [1.0, 8.0]
+    known = replace(model, combination=plain, rarity=None)
+    score = known.score(stage1, stage2, tail, np.zeros(2), np.zeros(2, np.int32))
+    assert score.tolist() == [11.0, 22.0]
 
 
-def test_score_of_the_tails_is_positive_and_ranks_as_its_parts() -> None:
-    """One at the medians without tails, near 0 far below them, rising with each part; NaN stays."""
-    model = Combination("tails", 0.5, 1.25, 2.0, 30.0, 0.0, 1.0, 0.0, 1.0)
-    ones, none = np.ones(1), np.zeros(1)
-    assert model(ones, ones, none)[0] == pytest.approx(1.0, abs=1e-8)
+def test_score_is_positive_and_ranks_as_its_parts(model: TwoStageModel) -> None:
+    """It rises with each part, near 0 far below the median, without bound above; NaN stays NaN."""
+    rows = np.zeros(50, np.int32)
     for part in range(3):
         parts = [np.full(50, 0.5) for _ in range(3)]
         parts[part] = np.geomspace(1e-6, 1e9, 50)
-        score = model(*parts)
+        score = model.score(*parts, np.zeros(50), rows)
         assert (score > 0).all()
         assert (np.diff(score) > 0).all()
-    assert np.isnan(model(np.full(1, np.nan), ones, none)[0])
-    np.testing.assert_array_equal(model.severity(ones * 6, ones * 3, ones * 9), [2.0])
+    nothing = np.zeros(1)
+    assert np.isnan(model.score(np.full(1, np.nan), nothing, nothing, nothing, rows[:1])[0])
+    assert model.combination.severity(6.0, 3.0, 9.0) == 2.0
 
 
-def test_score_without_stage_2_has_it_at_its_median(model: TwoStageModel) -> None:
+def test_a_lone_feature_raises_the_score_by_itself(model: TwoStageModel) -> None:
+    """Far out, its decades are the score's, whatever the networks say, and half of the shares."""
+    rarity = model.rarity
+    assert rarity is not None
+    column = int(rarity.lone[1])
+    values = model.normaliser.centre[1].astype(np.float32)[None, :].repeat(3, axis=0)
+    ready, rows = np.ones(3, np.bool_), np.ones(3, np.int32)
+    values[1:, column] += (np.array([5.0, 40.0]) * model.normaliser.scale[1, column]).astype("f4")
+    alone = rarity.alone(values, rows, ready)
+    assert alone[0] == 0.0
+    assert 0.0 < alone[1] < alone[2]
+    score = rarity.score(np.full(3, -1.0), alone, rows)
+    np.testing.assert_allclose(score[1:], 10 ** (alone[1:] / 4))
+    quiet = replace(model, combination=replace(model.combination, centre1=50.0, centre2=50.0))
+    share = TwoStageScorer(quiet).explain(values, np.full(3, 10, np.int64)).share
+    assert share[2].argmax() == column
+    assert share[2, column] >= 0.5
+    np.testing.assert_allclose(share.sum(axis=1), 1.0)
+    assert np.isnan(rarity.alone(values, rows, ~ready)).all()
+
+
+def test_score_without_stage_2_has_it_at_its_median(tmp_path: Path) -> None:
     """Leaving stage 2 out is the same as an error at its median."""
-    combination = model.combination
-    stage1, tail = np.array([0.5, 3.0]), np.array([0.0, 2.0])
-    median = np.full(2, np.exp(combination.centre2))
-    np.testing.assert_allclose(
-        combination.without_stage2(stage1, tail), combination(stage1, median, tail), rtol=1e-6
-    )
+    scorer = Scorer(random_artifact(tmp_path / "m"))
+    median = np.array([np.exp(scorer.model.combination.centre2)])
+    for key, row in ((10, 1), (7, 0)):
+        facts = np.array([3.0]), median, np.array([2.0]), np.zeros(1), np.array([row], np.int32)
+        expected = scorer.model.score(*facts)[0]
+        assert scorer.without_stage2(key, 3.0, 2.0, 0.0) == pytest.approx(expected, rel=1e-6)
 
 
 def test_warm_scorer_compiles_nothing_more(model: TwoStageModel) -> None:

@@ -268,12 +268,12 @@ class TestFit:
         scored = score_rows(model, rows)
         assert scored.stage1.mean() == pytest.approx(1.0, rel=1e-3)
         assert scored.stage2.mean() == pytest.approx(1.0, rel=1e-3)
-        only1 = replace(model.combination, stage2_weight=0.0, norm=1.0, tail_weight=0.0)
+        only1 = replace(model.combination, stage1_weight=1.0, stage2_weight=0.0, tail_weight=0.0)
         only2 = replace(only1, centre1=only1.centre2, gain1=only1.gain2)
         nothing = np.zeros(2)
         for combination, errors in ((only1, scored.stage1), (only2, scored.stage2)):
-            score = combination(np.quantile(errors, (0.5, 0.995)), np.ones(2), nothing)
-            assert (score - 1 / score).tolist() == pytest.approx([0.0, 2.3], abs=2e-3)
+            raw = combination(np.quantile(errors, (0.5, 0.995)), np.ones(2), nothing)
+            assert raw.tolist() == pytest.approx([0.0, 2.3], abs=2e-3)
 
     def test_plain_sum_is_the_plain_sum(self) -> None:
         """The reference combination adds both errors as they are, without a cap."""
@@ -282,6 +282,37 @@ class TestFit:
             hidden=4, latent=1, stage2_latent=1, epochs=1, least_steps=1, combination="sum"
         )
         assert fit_two_stage(rows, None, recipe).model.combination == Combination("sum")
+
+    def test_rarity_says_how_many_training_rows_were_as_high(self) -> None:
+        """Of 20,000 rows one in a thousand scores 3 decades; a lone feature counts alike."""
+        rng = np.random.default_rng(6)
+        values = rng.normal(size=(20_000, 4))
+        values[:, 2] = np.where(rng.random(20_000) < 0.01, rng.exponential(size=20_000), 0.0)
+        rows = Rows.whole(values, np.full(20_000, 3, np.int64))
+        model = fit_two_stage(rows, None, QUICK_RECIPE, lone=np.array([2])).model
+        assert model.rarity is not None
+        scored = score_rows(model, rows)
+        decades = 4 * np.log10(scored.score)
+        for level, share in ((1.0, 0.1), (2.0, 0.01), (3.0, 0.001)):
+            assert share < (decades >= level).mean() < 2.5 * share
+        values[:, 2] = 0.0
+        table = np.ones(20_000, np.int32)
+        ready = np.ones(20_000, np.bool_)
+        assert not model.rarity.alone(values, table, ready).any()
+        values[0, 2] = 50.0
+        alone = model.rarity.alone(values, table, ready)
+        assert alone[0] > 4.5
+        assert not alone[1:].any()
+
+    def test_rarity_of_few_rows_ascends(self) -> None:
+        """Two rows or a constant column still give knots that ascend and steps above zero."""
+        for n in (2, 3, 20, 500):
+            rows = Rows.whole(np.ones((n, 3)), np.zeros(n, np.int64))
+            rarity = fit_two_stage(rows, None, QUICK_RECIPE, lone=np.array([0, 2])).model.rarity
+            assert rarity is not None
+            assert (np.diff(rarity.knots, axis=-1) >= 0).all()
+            assert (np.diff(rarity.knots[..., 0, :2]) > 0).all()
+            assert (rarity.steps > 0).all()
 
     def test_tails_are_quantiles_by_instrument_and_pooled(self) -> None:
         """Starts and decades of z-scores are NumPy's quantiles; pooled ones of pooled z-scores."""

@@ -74,10 +74,10 @@ class TwoStageDetector(
         `transform` take its mean.
     kl_weight : float, default=0.2
         Weight of such a latent's divergence from a standard normal.
-    epochs : int, default=10
+    epochs : int or None, default=None
         Passes over the data, at most; more where the data are so few that this would be fewer than
         `least_steps` gradient steps, up to 100 passes.
-    least_steps : int, default=500
+    least_steps : int or None, default=None
         See `epochs`.
     batch_size : int, default=256
         Rows of one gradient step; at most a tenth of the rows.
@@ -88,14 +88,10 @@ class TwoStageDetector(
     validation_fraction : float, default=0.1
         Last share of the rows, held back to stop training early.
     combination : {"tails", "sum"}, default="tails"
-        `(dec(e1) + stage2_weight dec(e2)) / norm + tail_weight T` made positive, see
-        `detector.model.Combination`; or the plain sum `e1 + e2` of the errors.
-    stage2_weight : float, default=0.5
-        Weight of stage 2 in the combination.
-    norm : float, default=1.25
-        Divides both errors' part of the combination.
-    tail_weight : float, default=2.0
-        Weight of the tails in the combination.
+        How rare `stage1_weight dec(e1) + stage2_weight dec(e2) + tail_weight T` is, see
+        `detector.model.Combination` and `Rarity`; or the plain sum `e1 + e2` of the errors.
+    stage1_weight, stage2_weight, tail_weight : float or None, default=None
+        Weights of both errors and of the tails in the combination `tails`.
     cap : float, default=36.0
         Most that one squared residual of stage 1 counts.
     contamination : float, default=0.01
@@ -136,16 +132,16 @@ class TwoStageDetector(
         "whitened": ["boolean", None],
         "variational": [StrOptions({"none", "stage1", "stage2", "both"})],
         "kl_weight": [Interval(Real, 0, None, closed="left")],
-        "epochs": [Interval(Integral, 1, None, closed="left")],
-        "least_steps": [Interval(Integral, 1, None, closed="left")],
+        "epochs": [Interval(Integral, 1, None, closed="left"), None],
+        "least_steps": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 0.5, closed="both")],
         "combination": [StrOptions({"tails", "sum"})],
-        "stage2_weight": [Interval(Real, 0, None, closed="left")],
-        "norm": [Interval(Real, 0, None, closed="neither")],
-        "tail_weight": [Interval(Real, 0, None, closed="left")],
+        "stage1_weight": [Interval(Real, 0, None, closed="left"), None],
+        "stage2_weight": [Interval(Real, 0, None, closed="left"), None],
+        "tail_weight": [Interval(Real, 0, None, closed="left"), None],
         "cap": [Interval(Real, 0, None, closed="neither")],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
         "random_state": ["random_state"],
@@ -164,16 +160,16 @@ class TwoStageDetector(
         whitened: bool | None = None,
         variational: Variational = "none",
         kl_weight: float = 0.2,
-        epochs: int = 10,
-        least_steps: int = 500,
+        epochs: int | None = None,
+        least_steps: int | None = None,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         patience: int = 3,
         validation_fraction: float = 0.1,
         combination: CombinationName = "tails",
-        stage2_weight: float = 0.5,
-        norm: float = 1.25,
-        tail_weight: float = 2.0,
+        stage1_weight: float | None = None,
+        stage2_weight: float | None = None,
+        tail_weight: float | None = None,
         cap: float = 36.0,
         contamination: float = 0.01,
         random_state: int | np.random.RandomState | None = None,
@@ -195,8 +191,8 @@ class TwoStageDetector(
         self.patience = patience
         self.validation_fraction = validation_fraction
         self.combination = combination
+        self.stage1_weight = stage1_weight
         self.stage2_weight = stage2_weight
-        self.norm = norm
         self.tail_weight = tail_weight
         self.cap = cap
         self.contamination = contamination
@@ -236,6 +232,7 @@ class TwoStageDetector(
         tell: Tell | None = None,
         own_rows: int | None = None,
         groups: npt.NDArray[np.int8] | None = None,
+        lone: npt.NDArray[np.int64] | None = None,
     ) -> Fitted:
         """Fit to rows that may lie on disk and belong to several instruments.
 
@@ -252,9 +249,11 @@ class TwoStageDetector(
             Rows from which on an instrument has z-scores and tails of its own; None: never.
         groups
             `(F,)` int8, 0 or 1: features whose tails are summed apart; None: one group.
+        lone
+            `(K,)` int64, ascending: features each judged by itself too; None: none.
         """
         recipe = self.recipe(rows.features, len(rows), own_rows)
-        fitted = fit_two_stage(rows, later, recipe, tell, groups)
+        fitted = fit_two_stage(rows, later, recipe, tell, groups, lone)
         self.model_ = fitted.model
         self.history_ = (fitted.stage1, fitted.stage2)
         self.n_features_in_ = rows.features
@@ -277,15 +276,15 @@ class TwoStageDetector(
             whitened=narrow if self.whitened is None else self.whitened,
             variational=self.variational,
             kl_weight=self.kl_weight,
-            epochs=self.epochs,
-            least_steps=self.least_steps,
+            epochs=self.epochs or (10 if narrow else ticks.epochs),
+            least_steps=self.least_steps or (500 if narrow else ticks.least_steps),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             patience=self.patience,
             combination=self.combination,
-            stage2_weight=self.stage2_weight,
-            norm=self.norm,
-            tail_weight=self.tail_weight,
+            stage1_weight=_first(self.stage1_weight, 0.8 if narrow else ticks.stage1_weight),
+            stage2_weight=_first(self.stage2_weight, 0.4 if narrow else ticks.stage2_weight),
+            tail_weight=_first(self.tail_weight, 2.0 if narrow else ticks.tail_weight),
             cap=self.cap,
             own_rows=rows + 1 if own_rows is None else own_rows,
             seed=int(seed),
@@ -302,8 +301,8 @@ class TwoStageDetector(
         -------
         scores : ndarray of shape (n_samples,), float64
         """
-        errors, tail, _ = self._run(X)
-        return -self.model_.combination(errors[0], errors[1], tail)
+        errors, tail, rows, _ = self._run(X)
+        return -self.model_.score(errors[0], errors[1], tail, np.zeros(len(tail)), rows)
 
     def decision_function(self, X: Matrix) -> Float64:
         """`score_samples` less `offset_`: negative for outliers.
@@ -347,16 +346,18 @@ class TwoStageDetector(
         *_, latent = self._run(X)
         return latent.astype(np.float64)
 
-    def _run(self, X: Matrix) -> tuple[Float64, Float64, npt.NDArray[np.float32]]:
-        """Both errors `(2, n)`, the tails and the latents of every row."""
+    def _run(
+        self, X: Matrix
+    ) -> tuple[Float64, Float64, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Both errors `(2, n)`, the tails, table rows and latents of every row."""
         check_is_fitted(self, "model_")
         X = validate_data(self, X, dtype=np.float64, order="C", reset=False)
         n = len(X)
         latent = np.empty((n, self.model_.latents), np.float32)
-        errors, tail, _ = _scorer_of(self.model_).measure(
+        errors, tail, rows = _scorer_of(self.model_).measure(
             X, np.zeros(n, np.int64), np.ones(n, np.bool_), latent
         )
-        return errors, tail, latent
+        return errors, tail, rows, latent
 
     @property
     def _n_features_out(self) -> int:
@@ -364,6 +365,10 @@ class TwoStageDetector(
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
+
+
+def _first(given: float | None, default: float) -> float:
+    return default if given is None else given
 
 
 @lru_cache(maxsize=4)

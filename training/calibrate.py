@@ -82,15 +82,17 @@ def score_rows(model: TwoStageModel, rows: Rows) -> Scored:
     scorer = TwoStageScorer(model)
     n, done = len(rows), 0
     errors, tail, table_rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
+    alone = np.empty(n)
     instruments = np.empty(n, np.int64)
     for values, keys in rows.chunks():
         part = slice(done, done + len(keys))
         errors[:, part], tail[part], table_rows[part] = scorer.measure(
             values, keys, np.ones(len(keys), np.bool_)
         )
+        alone[part] = model.alone(values, table_rows[part], np.ones(len(keys), np.bool_))
         instruments[part] = keys
         done = part.stop
-    score = model.combination(errors[0], errors[1], tail)
+    score = model.score(errors[0], errors[1], tail, alone, table_rows)
     return Scored(errors[0], errors[1], score, table_rows, instruments, rows.times())
 
 

@@ -27,6 +27,7 @@ from training.datasets import Rows, TooFewRowsError
 from training.scales import (
     Weights,
     fit_combination,
+    fit_rarity,
     fit_tails,
     no_tails,
     scale_residuals,
@@ -68,8 +69,8 @@ class Recipe:
         that the reconstruction is allowed to leave, over all features together.
     epochs, least_steps, batch_size, learning_rate, patience
         As in `training.stages.Schedule`.
-    combination, stage2_weight, norm, tail_weight, cap
-        As in `model.Combination`; `sum` has no cap.
+    combination, stage1_weight, stage2_weight, tail_weight, cap
+        As in `model.Combination`; `sum` has weights of 1 and no cap.
     own_rows
         Rows from which on an instrument has z-scores and tails of its own; those with fewer are
         scored by all instruments' pooled ones.
@@ -87,15 +88,15 @@ class Recipe:
     whitened: bool = False
     variational: Variational = "none"
     kl_weight: float = 0.2
-    epochs: int = 10
-    least_steps: int = 500
+    epochs: int = 2
+    least_steps: int = 2_500
     batch_size: int = 256
     learning_rate: float = 2e-3
     patience: int = 3
     combination: CombinationName = "tails"
-    stage2_weight: float = 0.5
-    norm: float = 1.25
-    tail_weight: float = 2.0
+    stage1_weight: float = 0.0
+    stage2_weight: float = 1.0
+    tail_weight: float = 1.0
     cap: float = 36.0
     own_rows: int = 1_000
     seed: int = 0
@@ -142,6 +143,7 @@ def fit_two_stage(
     recipe: Recipe,
     tell: Tell | None = None,
     groups: npt.NDArray[np.int8] | None = None,
+    lone: npt.NDArray[np.int64] | None = None,
 ) -> Fitted:
     """Fit a model.
 
@@ -157,6 +159,8 @@ def fit_two_stage(
         Progress.
     groups
         `(F,)` int8, 0 or 1: features whose tails are summed apart; None: one group.
+    lone
+        `(K,)` int64, ascending: features each judged by itself too; None: none.
 
     Raises
     ------
@@ -166,12 +170,18 @@ def fit_two_stage(
     if len(rows) < LEAST_ROWS:
         raise TooFewRowsError(f"{len(rows)} rows to fit, at least {LEAST_ROWS} are needed")
     groups = np.zeros(rows.features, np.int8) if groups is None else groups
+    lone = np.zeros(0, np.int64) if lone is None else lone
     with _FITTING:
-        return _fit(rows, later or None, recipe, tell or (lambda *_: None), groups)
+        return _fit(rows, later or None, recipe, tell or (lambda *_: None), groups, lone)
 
 
 def _fit(
-    rows: Rows, later: Rows | None, recipe: Recipe, tell: Tell, groups: npt.NDArray[np.int8]
+    rows: Rows,
+    later: Rows | None,
+    recipe: Recipe,
+    tell: Tell,
+    groups: npt.NDArray[np.int8],
+    lone: npt.NDArray[np.int64],
 ) -> Fitted:
     rng = np.random.default_rng(recipe.seed)
     seed1, seed2, order1, order2 = rng.integers(0, 2**31 - 1, 4).tolist()
@@ -214,6 +224,7 @@ def _fit(
     model = replace(model, tails=fit_tails(model, rows))
     if recipe.combination == "tails":
         model = replace(model, combination=fit_combination(model, rows))
+        model = replace(model, rarity=fit_rarity(model, rows, lone))
     return Fitted(model, history1, history2)
 
 
@@ -221,7 +232,9 @@ def _combination(recipe: Recipe) -> Combination:
     """Take from the recipe what it says of the combination; its constants are still to be found."""
     if recipe.combination == "sum":
         return Combination("sum")
-    return Combination("tails", recipe.stage2_weight, recipe.norm, recipe.tail_weight, recipe.cap)
+    return Combination(
+        "tails", recipe.stage1_weight, recipe.stage2_weight, recipe.tail_weight, recipe.cap
+    )
 
 
 def _weights(stage1: Stage, stage2: Stage, centre: Float64, scale: Float64) -> Weights:

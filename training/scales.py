@@ -6,6 +6,7 @@ be. Memory does not grow with the rows: sums run over chunks, quantiles over at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -13,8 +14,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from detector.kernels_scoring import LEAST_ERROR
-from detector.model import DECADE, Combination, Normaliser, Tails, TwoStageModel
+from detector.kernels_scoring import LEAST_ERROR, ORDINARY, rarities
+from detector.model import (
+    DECADE,
+    KNOT_DECADES,
+    KNOTS,
+    Combination,
+    Normaliser,
+    Rarity,
+    Tails,
+    TwoStageModel,
+)
 from detector.network import RESIDUAL_FLOOR, RESIDUAL_MEAN, WHITENING, fold, forward
 from detector.scorer import TwoStageScorer
 from training.datasets import Rows
@@ -46,6 +56,16 @@ TAIL_ROWS: Final = 131_072
 
 OWN_TAIL_ROWS: Final = 4_096
 """Rows of an instrument that are enough for its tails, where all of them would be too many."""
+
+
+LEAST_KNOT_DECADES: Final = 0.3
+"""Decades that the greatest value lies at least above the last quantile that counts."""
+
+KNOT_APART: Final = 1e-9
+"""Least distance of two knots."""
+
+LEAST_STEP: Final = 0.05
+"""Least step of a decade beyond the greatest training value."""
 
 
 def scale_residuals(weights: Weights, rows: Rows, normaliser: Normaliser) -> None:
@@ -113,19 +133,28 @@ def fit_tails(model: TwoStageModel, rows: Rows) -> Tails:
     The pooled ones are of all rows as they are scored where the model does not know the instrument:
     normalised by the pooled moments.
     """
+    found = [_quantiles(known, part) for known, part in _by_table_row(model, rows)]
+    value_starts, value_decades, residual_starts, residual_decades = (
+        np.stack(parts) for parts in zip(*found, strict=True)
+    )
+    return Tails(model.tails.groups, value_starts, value_decades, residual_starts, residual_decades)
+
+
+def _by_table_row(model: TwoStageModel, rows: Rows) -> Iterator[tuple[TwoStageModel, Rows]]:
+    """Give for each row of the tables a model and the rows to count: all, then each instrument's.
+
+    The model for all rows is one that knows no instrument.
+    """
     tables = model.normaliser
     unknown = Normaliser(tables.keys[:0], tables.centre[:1], tables.scale[:1], tables.clip)
-    found = [_quantiles(replace(model, normaliser=unknown), rows.thinned(TAIL_ROWS))]
+    yield replace(model, normaliser=unknown), rows.thinned(TAIL_ROWS)
     own = len(tables.keys)
     most = max(OWN_TAIL_ROWS, TAIL_ROWS // max(own, 1))
     at_once = TAIL_ROWS // most
     for first in range(0, own, at_once):
         keys = tables.keys[first : first + at_once]
-        found += [_quantiles(model, part) for part in rows.of_each(keys, most)]
-    value_starts, value_decades, residual_starts, residual_decades = (
-        np.stack(parts) for parts in zip(*found, strict=True)
-    )
-    return Tails(model.tails.groups, value_starts, value_decades, residual_starts, residual_decades)
+        for part in rows.of_each(keys, most):
+            yield model, part
 
 
 def _quantiles(model: TwoStageModel, rows: Rows) -> tuple[Float32, Float32, Float32, Float32]:
@@ -176,3 +205,53 @@ def fit_combination(model: TwoStageModel, rows: Rows) -> Combination:
         centre2=float(centre[1]),
         gain2=float(gain[1]),
     )
+
+
+def fit_rarity(model: TwoStageModel, rows: Rows, lone: npt.NDArray[np.int64]) -> Rarity:
+    """Count how often the training rows are as high: raw scores, and lone features by themselves.
+
+    By instrument, and pooled for one the model does not know.
+    """
+    knots, steps = [], []
+    for known, part in _by_table_row(model, rows):
+        scorer = TwoStageScorer(replace(known, rarity=None), "cpu")
+        raw = np.concatenate([_raw(scorer, values, keys) for values, keys in part.chunks()])
+        alone = np.concatenate([values[:, lone] for values, _ in part.chunks()]).astype(np.float64)
+        own = [_knots(column) for column in alone.T]
+        greatest = np.zeros(len(raw))
+        for column, (at, step) in zip(alone.T, own, strict=True):
+            rare = column > at[0, ORDINARY]
+            greatest[rare] = np.maximum(greatest[rare], rarities(column[rare], at, step))
+        every = [_knots(raw), _knots(greatest), *own]
+        knots.append(np.stack([each for each, _ in every]))
+        steps.append([each for _, each in every])
+    return Rarity(lone, np.stack(knots), np.array(steps))
+
+
+def _raw(scorer: TwoStageScorer, values: npt.NDArray[Any], keys: npt.NDArray[np.int64]) -> Float64:
+    errors, tail, _ = scorer.measure(values, keys, np.ones(len(keys), np.bool_))
+    return scorer.model.combination(errors[0], errors[1], tail)
+
+
+def _knots(values: Float64) -> tuple[Float64, float]:
+    """Return `(2, KNOTS)` knots of `(n,)` values and the step beyond, see `kernels_scoring.rarity`.
+
+    Quantiles that so few rows do not support give way to the greatest value. Where values are
+    equal, knots ascend by next to nothing: a value above the many zeros of a feature is rare.
+    """
+    most = math.log10(len(values))
+    shares = (0.0, *(1.0 - 10.0**-decades for decades in KNOT_DECADES[1:]))
+    kept = [
+        (float(each), decades)
+        for each, decades in zip(np.quantile(values, shares), KNOT_DECADES, strict=True)
+        if decades < most - LEAST_KNOT_DECADES
+    ] or [(float(values.min()), KNOT_DECADES[0])]
+    kept.append((float(values.max()), max(most, kept[-1][1] + LEAST_KNOT_DECADES)))
+    at, decades = (np.array(each) for each in zip(*kept, strict=True))
+    for i in range(1, len(at)):
+        at[i] = max(at[i], at[i - 1] + KNOT_APART)
+    wide, long = np.diff(at), np.diff(decades)
+    step = max(wide[-1] / max(long[-1], LEAST_KNOT_DECADES), wide[-2:][0], LEAST_STEP)
+    filled = np.full((2, KNOTS), ((at[-1],), (decades[-1],)))
+    filled[:, : len(at)] = at, decades
+    return filled, float(step)

@@ -20,6 +20,7 @@ import numpy as np
 from detector import __version__
 from detector.artifact import (
     PEAK_TABLES,
+    RARITY_TABLES,
     TAIL_TABLES,
     Architecture,
     Artifact,
@@ -191,6 +192,7 @@ def train(
                 progress.epoch,
                 own_rows=options.own_rows,
                 groups=spec.tail_groups(),
+                lone=np.flatnonzero(spec.lone_features()),
             )
             progress.step("thresholds")
             held_out = score_rows(fitted.model, parts.calibration)
@@ -290,8 +292,16 @@ def _tables(
         "threshold_own": thresholds.own,
         "reference_edges": edges,
         "reference_counts": counts,
+        **_rarity_tables(model),
         **_peak_tables(thresholds),
     }
+
+
+def _rarity_tables(model: TwoStageModel) -> dict[str, Any]:
+    rarity = model.rarity
+    if rarity is None:
+        return {}
+    return dict(zip(RARITY_TABLES, (rarity.lone, rarity.knots, rarity.steps), strict=True))
 
 
 def _peak_tables(thresholds: Thresholds) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_episodes_are_those_of_the_episode_book(ticks: list[Any], name: str) -> 
         row = part(columns, slice(i, i + 1))
         before = bool(book._integers[0, k.ALIVE] not in {k.CALM, k.UNSEEN})
         applied = book.apply(**row)
-        measures = np.full((5, 1), np.nan)
+        measures = np.full((6, 1), np.nan)
         measures[0], measures[1] = row["score"], applied
         found = episodes.step(
             row["slots"], row["keys"], row["ts"], np.array([i]), np.zeros(1, np.int32), measures
