@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detector import definitions
+from detector import kernels as k
 from detector.features import (
     DEFAULT,
     FeatureBank,
@@ -66,9 +68,25 @@ def test_default_has_enough_distinct_and_described_features() -> None:
 
 def test_heavy_tailed_features_come_first() -> None:
     """The kernel compresses the first columns: just those whose unit says so."""
-    for spec, heavy in ((DEFAULT, 48), (vector_spec(("a", "b", "c")), 26)):
+    for spec, heavy in ((DEFAULT, 80), (vector_spec(("a", "b", "c")), 26)):
         compressed = [f.unit in {"slog", "log"} for f in spec.features]
         assert compressed == [True] * heavy + [False] * (len(spec.names) - heavy)
+
+
+def test_every_output_is_defined_once() -> None:
+    """A feature is added or left out in two places; they agree."""
+    assert len(DEFAULT.names) == k.TICK_OUTPUTS
+    assert sorted(row[0] for row in definitions._TICK) == list(range(k.TICK_OUTPUTS))
+
+
+def test_tail_groups_tell_decaying_windows_from_the_rest() -> None:
+    """What looks back on a fraction of a second is one group, all else another."""
+    groups = DEFAULT.tail_groups()
+    assert groups.dtype == np.int8
+    in_time = {f.name for f in DEFAULT.features if f.window == "time"}
+    assert {n for n, g in zip(DEFAULT.names, groups, strict=True) if g == 1} == in_time
+    assert in_time == {n for n in DEFAULT.names if n.endswith(("_20ms", "_50ms", "_200ms"))}
+    assert not vector_spec(("a", "b")).tail_groups().any()
 
 
 def test_document_is_in_step() -> None:
@@ -89,7 +107,8 @@ def test_fingerprint_tells_specs_apart() -> None:
     specs = [
         DEFAULT,
         FeatureSpec(short_window=16),
-        FeatureSpec(half_lives_s=(0.1, 1.0, 10.0, 61.0)),
+        FeatureSpec(recent_window=9),
+        FeatureSpec(half_lives_s=(0.02, 0.05, 0.2, 2.0)),
         FeatureSpec(warmup=65),
         FeatureSpec(gap_s=60.0),
         vector_spec(("a",)),
@@ -110,8 +129,10 @@ def test_fingerprint_tells_specs_apart() -> None:
         ({"short_window": 15.0}, "short_window"),
         ({"slow_window": 0}, "slow_window"),
         ({"warmup": True}, "warmup"),
-        ({"half_lives_s": (1.0, 1.0, 10.0, 60.0)}, "half_lives_s"),
-        ({"half_lives_s": (0.0, 1.0, 10.0, 60.0)}, "half_lives_s"),
+        ({"recent_window": 1}, "recent_window"),
+        ({"recent_window": 16}, "recent_window"),
+        ({"half_lives_s": (0.05, 0.05, 0.2, 1.0)}, "half_lives_s"),
+        ({"half_lives_s": (0.0, 0.05, 0.2, 1.0)}, "half_lives_s"),
         ({"gap_s": -1.0}, "gap_s"),
         ({"jump_s": 0.0}, "jump_s"),
         ({"jump_s": float("nan")}, "jump_s"),
@@ -185,13 +206,18 @@ def test_ready_from_the_64th_event() -> None:
         assert ready[63:].all()
 
 
-def test_ready_after_a_minute() -> None:
-    """However many events there are, windows have to be a minute old, anew after a gap."""
-    times = [0.1 * i for i in range(700)]
+def test_ready_after_five_seconds() -> None:
+    """However many events there are, windows have to be five seconds old, anew after a gap."""
+    times = [0.05 * i for i in range(150)]
     block = run(quotes(times + [3600 * 16 + t for t in times]))
-    for start in (0, 700):
-        assert not block.ready[start : start + 600].any()
-        assert block.ready[start + 600 : start + 700].all()
+    for start in (0, 150):
+        assert not block.ready[start : start + 100].any()
+        assert block.ready[start + 100 : start + 150].all()
+
+
+def test_decaying_windows_are_full_when_an_instrument_is_ready() -> None:
+    """The default time is five half-lives of the slowest: 97 % of what a full window holds."""
+    assert 0.5 ** (DEFAULT.warmup_s / max(DEFAULT.half_lives_s)) <= 0.03125
 
 
 def test_a_gap_empties_the_windows_and_keeps_the_scales() -> None:
@@ -203,7 +229,7 @@ def test_a_gap_empties_the_windows_and_keeps_the_scales() -> None:
     assert block.ready[63:100].all()
     assert not block.ready[100:114].any()
     assert block.ready[114:].all()
-    for name in ("return_tick", "return_60s", "range_15ev", "order_flow_imbalance_tick"):
+    for name in ("return_tick", "return_200ms", "range_15ev", "order_flow_imbalance_tick"):
         assert column(block, name)[100] == 0, name
     assert column(block, "inter_arrival")[100] == 0
     assert column(block, "quoted_spread")[100] > 0  # relative to yesterday's mean spread
@@ -217,7 +243,7 @@ def test_a_halt_shorter_than_a_gap_is_a_return() -> None:
     block = run(ticks, BY_EVENTS)
     assert block.ready[63:].all()
     assert column(block, "return_tick")[100] > 2
-    assert column(block, "message_rate_10s")[100] < column(block, "message_rate_10s")[99]
+    assert column(block, "message_rate_200ms")[100] < column(block, "message_rate_200ms")[99]
 
 
 # --- bad data -------------------------------------------------------------------------------------
@@ -342,7 +368,7 @@ def test_vectors_that_are_not_finite_are_dropped() -> None:
 
 
 def test_a_wild_tick_is_forgotten() -> None:
-    """A price of a billion is out of every window after 16 events and a minute of decay."""
+    """A price of a billion is out of every window after 16 events and some seconds of decay."""
     ticks = market(3000, 1, 4)
     wild = ticks.copy()
     wild["ask_px"][1500] = 10**18
@@ -423,8 +449,12 @@ def test_restore_into_a_larger_bank_keeps_the_instruments() -> None:
         (lambda s: s.update(keys=np.repeat(s["keys"][:1], 3)), "twice"),
         (lambda s: s.update(order=np.array([0, 0, 1], np.int32)), "twice"),
         (lambda s: s["head"].__setitem__(4, 2), "header"),
-        (lambda s: s["ints"].__setitem__((0, 3), 15), "position"),
-        (lambda s: s["ints"].__setitem__((0, 20), -1), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_POS), 15), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_WAIT_POS), k.GAP_EVENTS), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_RECENT_POS), 8), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_TRADE_POS), 8), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_TRADE_COUNT), 9), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_HASH_POS), -1), "position"),
     ],
 )
 def test_snapshots_that_do_not_fit_are_refused(change: Any, message: str) -> None:
