@@ -241,7 +241,7 @@ class FeatureBank:
         self._par[k.P_RECENT] = spec.recent_window
         self._par[k.P_LONG] = spec.long_window
         self._par[k.P_SLOW] = spec.slow_window
-        self._rates = math.log(2) / np.array(spec.half_lives_s)
+        self._rates = 1.0 / np.array(spec.half_lives_s)
         self._kernel: Any = k.update_ticks if spec.kind == "tick" else k.update_vectors
         self._rows = _rows(spec, max_instruments)
         self._keys = np.zeros(max_instruments, np.int64)

@@ -203,9 +203,10 @@ B_ASK_ADD = 56
 FIRST_BITS: Final = 0x0101010101010101
 
 # --- outputs for ticks ----------------------------------------------------------------------------
-# First those with heavy tails, which `finish` compresses; those in the middle are given as what
-# stands above and below a fraction bar, and `finish` divides. Names that end in _H are pairs: the
-# first and the second decaying window.
+# First what has heavy tails and becomes a logarithm, see `finish`: numbers, then ratios; then
+# fractions, ratios that stay what they are, then the rest. Of a ratio or a fraction the kernel
+# gives what is above and below the bar. Names that end in _H are pairs: the first and the second
+# decaying window.
 (
     RETURN_TICK,
     RETURN_SHORT,
@@ -253,7 +254,7 @@ FIRST_BITS: Final = 0x0101010101010101
     NET_CANCELS_H,
     NET_BUYS_H,
 ) = range(36, 50, 2)
-FIRST_FRACTION: Final = 50
+NUMBERS: Final = 50
 (
     RETURN_H,
     ABSOLUTE_RETURN_H,
@@ -279,6 +280,7 @@ FIRST_FRACTION: Final = 50
     CANCEL_TO_TRADE_RECENT,
 ) = range(70, 80)
 TICK_HEAVY: Final = 80
+RATIOS: Final = TICK_HEAVY - NUMBERS
 (
     OFI_H,
     SIGNED_VOLUME_H,
@@ -295,6 +297,7 @@ TICK_HEAVY: Final = 80
     CANCEL_IMBALANCE,
     ADD_IMBALANCE_RECENT,
 ) = range(90, 97)
+FRACTIONS: Final = 17
 (
     CROSSED_LOCKED_TICK,
     CROSSED_LOCKED,
@@ -325,13 +328,8 @@ TICK_HEAVY: Final = 80
     GAP_X_RATE,
 ) = range(97, 124)
 TICK_OUTPUTS: Final = 124
-# What stands below the bars is kept for a few rows; beside it two numbers that become GAP_X_RATE.
-# Numbers of columns are multiples of eight, one vector instruction: no remainder.
-ROWS: Final = 32
-FRACTIONS: Final = 48
-HIDDEN: Final = FRACTIONS
-BELOW: Final = FRACTIONS + 2
-LOGARITHMS: Final = 88
+FACTORS: Final = RATIOS  # beside the ratios: the two factors of GAP_X_RATE
+ROWS: Final = 16  # are finished at once
 
 # --- outputs for vectors: two of the instrument, eight of each column, then the rank of each ------
 VECTOR_OUTPUTS: Final = 2
@@ -364,6 +362,7 @@ ABSOLUTE_RETURN: Final = 0.3  # of the volatility: about the mean |return| where
 LOG_SIZE_SD_FLOOR: Final = 0.1
 SD_FLOOR: Final = 1e-6  # of the mean of a column
 TINY: Final = 1e-100
+FUSED: Final = {"contract"}  # multiply-adds of one rounding; nothing else is reordered
 MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
 MIX: Final = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
 
@@ -386,16 +385,21 @@ Q_LOCKED: Final = 2048
 Q_ZERO_SIZE: Final = 4096
 Q_ONE_SIDED: Final = 8192
 
-# the bits of a single, and log(1 + m) / m^3 + ... for `compress`
+# the bits of a single, and log(1 + m) / m^3 + ... for `signed_logarithm`
 MANTISSA_BITS: Final = np.int32(23)
 MANTISSA: Final = np.int32((1 << 23) - 1)
 EXPONENT_BIAS: Final = np.int32(127)
-EXPONENT_OF_ONE: Final = np.int32(127 << 23)
+BITS_OF_ROOT: Final = np.int32(0x3F3504F3)  # of the root of 1/2
+BITS_TO_ONE: Final = np.int32(0x3F800000 - 0x3F3504F3)
+SIGN_BIT: Final = np.int32(-(2**31))
+DOUBLE_MANTISSA_BITS: Final = np.int64(52)
+DOUBLE_BIAS: Final = np.int64(1023)
+FAINTEST: Final = -200.0  # a power of two: what is fainter is as good as nothing
+LN2: Final = math.log(2.0)
 ZERO: Final = np.float32(0.0)
 HALF: Final = np.float32(0.5)
 ONE: Final = np.float32(1.0)
 MOST: Final = np.float32(1e30)
-SQRT2: Final = np.float32(math.sqrt(2.0))
 LOG2: Final = np.float32(math.log(2.0))
 L0: Final = np.float32(7.0376836292e-2)
 L1: Final = np.float32(-1.1514610310e-1)
@@ -433,6 +437,23 @@ def _prefetch(typing_context: Any, array: Any, row: Any, column: Any) -> Any:  #
 
 
 prefetch: Any = intrinsic(_prefetch)
+
+
+def _reinterpret(result: Any, argument: Any) -> Any:  # noqa: ANN401
+    """Return an intrinsic that takes the bits of a number for those of another type."""
+
+    def typed(typing_context: Any, x: Any) -> Any:  # noqa: ANN401, ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401
+            return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+        return result(argument), generate
+
+    return intrinsic(typed)
+
+
+bits_of = _reinterpret(types.int32, types.float32)
+single_of = _reinterpret(types.float32, types.int32)
+double_of = _reinterpret(types.float64, types.int64)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -589,77 +610,90 @@ def contrast(a: float, b: float, offset: float) -> float:
     return (a - b) / (min(a, b) + offset)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def logarithms(numbers: Float32s, exponents: Float32s) -> None:
-    """Replace each of the numbers, 1 to 1e30, by its logarithm.
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FUSED)
+def signed_logarithm(x: np.float32) -> np.float32:
+    """Return sign(x) log(1 + |x|); |x| beyond 1e30, NaN too, counts as that.
 
     Computed in single precision from the bits of the number, without branches, so that LLVM makes
     vector instructions of it: as many calls of `math.log1p` would cost more than all the rest of
     a tick. Polynomial of `logf` in Moshier's Cephes; error below 1e-7 (1 + log).
     """
-    bits = numbers.view(np.int32)
-    for k in range(numbers.shape[0]):
-        word = bits[k]
-        exponents[k] = np.float32(np.int32(np.int32(word >> MANTISSA_BITS) - EXPONENT_BIAS))
-        bits[k] = np.int32(np.int32(word & MANTISSA) | EXPONENT_OF_ONE)
-    for k in range(numbers.shape[0]):
-        mantissa = numbers[k]
-        exponent = exponents[k]
-        above = mantissa > SQRT2
-        mantissa = HALF * mantissa if above else mantissa
-        exponent = exponent + ONE if above else exponent
-        m = mantissa - ONE
-        p = ((((((((L0 * m + L1) * m + L2) * m + L3) * m + L4) * m + L5) * m + L6) * m + L7)
-             * m + L8)  # fmt: skip
-        numbers[k] = m + m * m * (m * p - HALF) + exponent * LOG2
+    size = abs(x)
+    word = np.int32(bits_of(ONE + (size if size < MOST else MOST)) + BITS_TO_ONE)
+    exponent = np.float32(np.int32(np.int32(word >> MANTISSA_BITS) - EXPONENT_BIAS))
+    m = single_of(np.int32(np.int32(word & MANTISSA) + BITS_OF_ROOT)) - ONE
+    p = ((((((((L0 * m + L1) * m + L2) * m + L3) * m + L4) * m + L5) * m + L6) * m + L7)
+         * m + L8)  # fmt: skip
+    logarithm = m + m * m * (m * p - HALF) + exponent * LOG2
+    signed: np.float32 = single_of(np.int32(bits_of(logarithm) | np.int32(bits_of(x) & SIGN_BIT)))
+    return signed
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def compress(values: Float32s, heavy: Integer) -> None:
-    """Replace x by sign(x) log(1 + |x|) in the first `heavy` columns; beyond 1e30 counts as it."""
-    shifted = np.empty(heavy, np.float32)
-    exponents = np.empty(heavy, np.float32)
+    """Replace x by sign(x) log(1 + |x|) in the first `heavy` columns."""
     for i in range(values.shape[0]):
         for k in range(heavy):
-            size = abs(values[i, k])
-            shifted[k] = ONE + (size if size < MOST else MOST)
-        logarithms(shifted, exponents)
-        for k in range(heavy):
-            values[i, k] = shifted[k] if values[i, k] >= ZERO else -shifted[k]
+            values[i, k] = signed_logarithm(values[i, k])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def finish(
-    values: Float32s, below: Float32s, shifted: Float32s, exponents: Float32s, first: Integer
+    numbers: Float32s,
+    ratios: Float32s,
+    fractions: Float32s,
+    values: Float32s,
 ) -> None:
-    """Divide, compress and multiply what `update_ticks` left of the rows from `first` on.
+    """Divide and take logarithms of some rows, and write them.
 
-    Ratios and logarithms of a row at once are vector instructions. Some rows later, not at once:
-    the processor can read a number back as part of a vector only when it has left for the cache.
+    All rows at once, in flat loops without a rest, are vector instructions. Some rows later, not
+    at once: the processor can read a number as part of a vector only when it has left for the
+    cache.
 
     Parameters
     ----------
+    numbers : (ROWS, NUMBERS) float32
+    ratios, fractions : (2, ROWS, .) float32
+        Outputs from column NUMBERS and TICK_HEAVY on, above and below the bar; beside the ratios
+        the two factors of GAP_X_RATE.
     values
-        Rows of outputs, up to the last one to finish.
-    below
-        (ROWS, BELOW): the numbers below the fraction bars, then the two that become GAP_X_RATE.
-    shifted, exponents
-        (LOGARITHMS,) scratch; `shifted` holds no number below 1.
+        At most ROWS rows of outputs.
     """
-    for row in range(values.shape[0] - first):
-        i = first + row
+    rows = values.shape[0]
+    above = numbers.reshape(-1)
+    for k in range(rows * numbers.shape[1]):
+        above[k] = signed_logarithm(above[k])
+    above = ratios[0].reshape(-1)
+    below = ratios[1].reshape(-1)
+    for k in range(rows * ratios.shape[2]):
+        above[k] = signed_logarithm(above[k] / below[k])
+    above = fractions[0].reshape(-1)
+    below = fractions[1].reshape(-1)
+    for k in range(rows * fractions.shape[2]):
+        above[k] /= below[k]
+    for i in range(rows):
+        for k in range(NUMBERS):
+            values[i, k] = numbers[i, k]
+        for k in range(RATIOS):
+            values[i, NUMBERS + k] = ratios[0, i, k]
         for k in range(FRACTIONS):
-            values[i, FIRST_FRACTION + k] /= below[row, k]
-        for k in range(TICK_HEAVY):
-            size = abs(values[i, k])
-            shifted[k] = ONE + (size if size < MOST else MOST)
-        for k in range(BELOW - HIDDEN):
-            size = below[row, HIDDEN + k]
-            shifted[TICK_HEAVY + k] = ONE + (size if size < MOST else MOST)
-        logarithms(shifted, exponents)
-        for k in range(TICK_HEAVY):
-            values[i, k] = shifted[k] if values[i, k] >= ZERO else -shifted[k]
-        values[i, GAP_X_RATE] = shifted[TICK_HEAVY] * shifted[TICK_HEAVY + 1]
+            values[i, TICK_HEAVY + k] = fractions[0, i, k]
+        values[i, GAP_X_RATE] = ratios[0, i, FACTORS] * ratios[0, i, FACTORS + 1]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FUSED)
+def decay(halves: float) -> float:
+    """2^-halves, for halves >= 0, with a relative error below 1e-9; 2^-200 from there on.
+
+    Four calls of `math.exp` a tick are no small part of it.
+    """
+    x = max(-halves, FAINTEST)
+    whole = np.int64(x - 0.5)
+    y = LN2 * (x - float(whole))
+    p = (((((((y / 40320.0 + 1.0 / 5040.0) * y + 1.0 / 720.0) * y + 1.0 / 120.0) * y + 1.0 / 24.0)
+           * y + 1.0 / 6.0) * y + 0.5) * y + 1.0) * y + 1.0  # fmt: skip
+    power: float = double_of(np.int64(np.int64(whole + DOUBLE_BIAS) << DOUBLE_MANTISSA_BITS))
+    return p * power
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -791,29 +825,32 @@ def fold(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fade(floats: Float64s, slot: Integer, at: Integer, decay: float, x: float) -> float:
+def fade(floats: Float64s, slot: Integer, at: Integer, fading: float, x: float) -> float:
     """Let a decaying sum fade, add x, and return it."""
-    total: float = floats[slot, at] * decay + x
+    total: float = floats[slot, at] * fading + x
     floats[slot, at] = total
     return total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def put_log_ratio(
-    values: Float32s, below: Float32s, i: Integer, row: Integer, output: Integer, a: float, b: float
-) -> None:
-    """Make log((a + 1) / (b + 1)) of an output, for a, b >= 0: see `contrast`."""
-    values[i, output] = a - b
-    below[row, output - FIRST_FRACTION] = min(a, b) + 1.0
+def put_fraction(fractions: Float32s, row: Integer, output: Integer, a: float, b: float) -> None:
+    """Give a / b, and 0 where b is not above 0."""
+    fractions[0, row, output - TICK_HEAVY] = a if b > 0.0 else 0.0
+    fractions[1, row, output - TICK_HEAVY] = b if b > 0.0 else 1.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def put_ratio(
-    values: Float32s, below: Float32s, i: Integer, row: Integer, output: Integer, a: float, b: float
-) -> None:
-    """Make a / b of an output, and 0 where b is not above 0."""
-    values[i, output] = a if b > 0.0 else 0.0
-    below[row, output - FIRST_FRACTION] = b if b > 0.0 else 1.0
+def put_ratio(ratios: Float32s, row: Integer, output: Integer, a: float, b: float) -> None:
+    """Give x = a / b, which becomes sign(x) log(1 + |x|), and 0 where b is not above 0."""
+    ratios[0, row, output - NUMBERS] = a if b > 0.0 else 0.0
+    ratios[1, row, output - NUMBERS] = b if b > 0.0 else 1.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def put_log_ratio(ratios: Float32s, row: Integer, output: Integer, a: float, b: float) -> None:
+    """Give what becomes log((a + 1) / (b + 1)), for a, b >= 0: see `contrast`."""
+    ratios[0, row, output - NUMBERS] = a - b
+    ratios[1, row, output - NUMBERS] = min(a, b) + 1.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -844,7 +881,7 @@ def update_ticks(
         The ticks (dtype `TICK`) as little-endian words.
     par : (P_SIZE,) int64
     rates : (4,) float64
-        Decay rates ln(2) / half-life, 1/s.
+        1 / half-life, 1/s.
     floats, singles, ints, hashes : (capacity, .) float64, float32, int64, uint32
         State rows.
     keys : (capacity,) int64
@@ -860,9 +897,9 @@ def update_ticks(
     carry_wide = np.zeros(WIDE)
     carry_narrow = np.zeros(NARROW, np.float32)
     carry_wait = np.zeros(1, np.float32)
-    below = np.ones((ROWS, BELOW), np.float32)
-    shifted = np.ones(LOGARITHMS, np.float32)
-    exponents = np.empty(LOGARITHMS, np.float32)
+    numbers = np.zeros((ROWS, NUMBERS), np.float32)
+    ratios = np.ones((2, ROWS, RATIOS + 2), np.float32)
+    fractions = np.ones((2, ROWS, FRACTIONS), np.float32)
     short = par[P_SHORT]
     recent = par[P_RECENT]
     jump = par[P_JUMP]
@@ -874,6 +911,10 @@ def update_ticks(
     end = links.shape[0] - 1
     trades_at = S_RECENT + recent
     block = trades_at + TRADE_LINE * recent
+    # times the events a second: those expected in a window, half-life / ln 2
+    reach0 = 1.0 / (LN2 * rates[0])
+    reach1 = 1.0 / (LN2 * rates[1])
+    reach2 = 1.0 / (LN2 * rates[2])
     last_wait = np.int64(-1)
     decay0 = decay1 = decay2 = decay3 = 1.0
 
@@ -884,7 +925,7 @@ def update_ticks(
     for i in range(count_rows):
         row = i & (ROWS - 1)
         if row == 0 and i > 0:
-            finish(values[:i], below, shifted, exponents, i - ROWS)
+            finish(numbers, ratios, fractions, values[i - ROWS : i])
         # --- fetch the rows of coming ticks: twice, as the second needs what the first fetched ---
         if i + FAR < count_rows:
             word = words[i + FAR, 0]
@@ -969,8 +1010,9 @@ def update_ticks(
             slots[i] = -1
             for k in range(TICK_OUTPUTS):
                 values[i, k] = ZERO
-            for k in range(BELOW):
-                below[row, k] = ONE if k < HIDDEN else ZERO
+            numbers[row, :] = ZERO
+            ratios[0, row, :] = ZERO
+            fractions[0, row, :] = ZERO
             continue
         newest = links[end, 0]
         if newest != slot:  # as in `touch`; here for its speed
@@ -1181,13 +1223,12 @@ def update_ticks(
         log_size = 0.0
         pingpong = 0.0
         trade_run = np.int64(0)
-        values[i, TRADE_SIZE_Z] = ZERO
-        values[i, TRADE_SIZE_MEAN] = ZERO
+        numbers[row, TRADE_SIZE_Z] = ZERO
+        numbers[row, TRADE_SIZE_MEAN] = ZERO
         values[i, TRADE_SIZE_SD] = ZERO
         values[i, SAME_SIZE_SHARE] = ZERO
         values[i, PINGPONG_SHARE] = ZERO
-        values[i, TRADE_SPAN] = ZERO
-        below[row, TRADE_SPAN - FIRST_FRACTION] = ONE
+        put_log_ratio(ratios, row, TRADE_SPAN, 0.0, 0.0)
         if is_trade:
             sign = np.int64(1) if side == BID else np.int64(-1) if side == ASK else np.int64(0)
             if sign == 0 and has_price:
@@ -1211,7 +1252,7 @@ def update_ticks(
             log_size = math.log(volume)
             if floats[slot, F_TRADE + 1] >= 8.0:
                 sd = math.sqrt(floats[slot, F_LOG_SIZE + 1])
-                values[i, TRADE_SIZE_Z] = (log_size - floats[slot, F_LOG_SIZE]) / (
+                numbers[row, TRADE_SIZE_Z] = (log_size - floats[slot, F_LOG_SIZE]) / (
                     sd + LOG_SIZE_SD_FLOOR
                 )
             if has_price:
@@ -1256,13 +1297,13 @@ def update_ticks(
             for k in range(known_trades):
                 deviation = float(singles[slot, trades_at + TRADE_LINE * k + T_LOG_SIZE]) - logs
                 squares += deviation * deviation
-            values[i, TRADE_SIZE_MEAN] = total * per_known * per_trade
+            numbers[row, TRADE_SIZE_MEAN] = total * per_known * per_trade
             values[i, TRADE_SIZE_SD] = math.sqrt(squares * per_known)
             values[i, SAME_SIZE_SHARE] = equal * per_known
             values[i, PINGPONG_SHARE] = back * per_known
             if known_trades == recent and mean_wait > 0.0:
                 hurry = floats[slot, F_TRADES] * per_wait / recent
-                put_log_ratio(values, below, i, row, TRADE_SPAN, SPANS * span * hurry, SPANS)
+                put_log_ratio(ratios, row, TRADE_SPAN, SPANS * span * hurry, SPANS)
         ints[slot, I_TRADE_RUN] = trade_run
 
         # --- reference price and return -------------------------------------------------------
@@ -1299,11 +1340,11 @@ def update_ticks(
 
         # --- decaying windows -----------------------------------------------------------------
         if wait != last_wait:
-            seconds = -SECOND * float(wait)
-            decay0 = math.exp(rates[0] * seconds)
-            decay1 = math.exp(rates[1] * seconds)
-            decay2 = math.exp(rates[2] * seconds)
-            decay3 = math.exp(rates[3] * seconds)
+            seconds = SECOND * float(wait)
+            decay0 = decay(rates[0] * seconds)
+            decay1 = decay(rates[1] * seconds)
+            decay2 = decay(rates[2] * seconds)
+            decay3 = decay(rates[3] * seconds)
             last_wait = wait
         mean_depth = floats[slot, F_DEPTH]
         share_trades = floats[slot, F_TRADES]
@@ -1312,85 +1353,58 @@ def update_ticks(
         share_changes = floats[slot, F_CHANGES]
         usual_flow = floats[slot, F_FLOW] * per_depth
         count_e = fade(floats, slot, F_FAST, decay0, 1.0)
-        put_log_ratio(values, below, i, row, MESSAGE_RATE_FAST, count_e, per_wait / rates[0])
-        values[i, PINGPONG] = fade(floats, slot, F_PINGPONG, decay2, pingpong)
-        values[i, PINGPONG_SLOW] = fade(floats, slot, F_PINGPONG + 1, decay3, pingpong)
+        put_log_ratio(ratios, row, MESSAGE_RATE_FAST, count_e, per_wait * reach0)
+        numbers[row, PINGPONG] = fade(floats, slot, F_PINGPONG, decay2, pingpong)
+        numbers[row, PINGPONG_SLOW] = fade(floats, slot, F_PINGPONG + 1, decay3, pingpong)
         for h in range(2):
             at = F_EW + h * E_SIZE
-            decay = decay1 if h == 0 else decay2
-            # expected events in the window: half-life / ln 2 / mean wait
-            usual = per_wait / rates[1 + h]
-            count_e = fade(floats, slot, at + E_N, decay, 1.0)
-            put_log_ratio(values, below, i, row, MESSAGE_RATE_H + h, count_e, usual)
-            buys_e = fade(floats, slot, at + E_BUYS, decay, buys)
-            sells_e = fade(floats, slot, at + E_SELLS, decay, sells)
+            fading = decay1 if h == 0 else decay2
+            usual = per_wait * (reach1 if h == 0 else reach2)
+            count_e = fade(floats, slot, at + E_N, fading, 1.0)
+            put_log_ratio(ratios, row, MESSAGE_RATE_H + h, count_e, usual)
+            buys_e = fade(floats, slot, at + E_BUYS, fading, buys)
+            sells_e = fade(floats, slot, at + E_SELLS, fading, sells)
+            put_log_ratio(ratios, row, TRADE_RATE_H + h, buys_e + sells_e, usual * share_trades)
+            numbers[row, NET_BUYS_H + h] = buys_e - sells_e
+            bids_e = fade(floats, slot, at + E_BID_ADDS, fading, bid_add)
+            asks_e = fade(floats, slot, at + E_ASK_ADDS, fading, ask_add)
+            put_log_ratio(ratios, row, ADD_RATE_H + h, bids_e + asks_e, usual * share_adds)
+            numbers[row, NET_ADDS_H + h] = bids_e - asks_e
+            bids_e = fade(floats, slot, at + E_BID_CANCELS, fading, bid_cancel)
+            asks_e = fade(floats, slot, at + E_ASK_CANCELS, fading, ask_cancel)
+            put_log_ratio(ratios, row, CANCEL_RATE_H + h, bids_e + asks_e, usual * share_cancels)
+            numbers[row, NET_CANCELS_H + h] = bids_e - asks_e
+            put_fraction(
+                fractions, row, CANCEL_IMBALANCE_H + h, bids_e - asks_e, bids_e + asks_e + 1.0
+            )
+            put_fraction(
+                fractions, row, BID_CANCEL_X_BUY_H + h, math.sqrt(bids_e * buys_e), count_e + 1.0
+            )
+            put_fraction(
+                fractions, row, ASK_CANCEL_X_SELL_H + h, math.sqrt(asks_e * sells_e), count_e + 1.0
+            )
+            changes_e = fade(floats, slot, at + E_CHANGES, fading, changes)
+            put_log_ratio(ratios, row, CHANGE_RATE_H + h, changes_e, usual * share_changes)
+            numbers[row, BID_MOVES_H + h] = fade(floats, slot, at + E_BID_MOVES, fading, bid_move)
+            numbers[row, ASK_MOVES_H + h] = -fade(floats, slot, at + E_ASK_MOVES, fading, ask_move)
+            numbers[row, FLIPS_H + h] = fade(floats, slot, at + E_FLIPS, fading, flips)
+            numbers[row, UNDOS_H + h] = fade(floats, slot, at + E_UNDOS, fading, undone)
+            ofi_e = fade(floats, slot, at + E_OFI, fading, ofi)
+            flow_e = fade(floats, slot, at + E_ABS_OFI, fading, abs_ofi)
+            put_fraction(fractions, row, OFI_H + h, ofi_e, flow_e + mean_depth)
+            put_log_ratio(ratios, row, ORDER_FLOW_H + h, flow_e * per_depth, usual * usual_flow)
+            signed_e = fade(floats, slot, at + E_SIGNED, fading, signed)
+            volume_e = fade(floats, slot, at + E_VOLUME, fading, volume)
+            put_fraction(fractions, row, SIGNED_VOLUME_H + h, signed_e, volume_e + mean_trade)
+            put_log_ratio(ratios, row, VOLUME_H + h, volume_e * per_trade, usual * share_trades)
+            r_e = fade(floats, slot, at + E_R, fading, r)
+            put_ratio(ratios, row, RETURN_H + h, r_e * per_return, math.sqrt(max(0.5 * usual, 1.0)))
+            r2_e = fade(floats, slot, at + E_R2, fading, r2)
+            put_ratio(ratios, row, REALISED_VARIANCE_H + h, r2_e * per_variance, max(usual, 1.0))
+            abs_r_e = fade(floats, slot, at + E_ABS_R, fading, abs_r)
             put_log_ratio(
-                values, below, i, row, TRADE_RATE_H + h, buys_e + sells_e, usual * share_trades
+                ratios, row, ABSOLUTE_RETURN_H + h, abs_r_e * per_return, ABSOLUTE_RETURN * usual
             )
-            values[i, NET_BUYS_H + h] = buys_e - sells_e
-            bids_e = fade(floats, slot, at + E_BID_ADDS, decay, bid_add)
-            asks_e = fade(floats, slot, at + E_ASK_ADDS, decay, ask_add)
-            put_log_ratio(
-                values, below, i, row, ADD_RATE_H + h, bids_e + asks_e, usual * share_adds
-            )
-            values[i, NET_ADDS_H + h] = bids_e - asks_e
-            bids_e = fade(floats, slot, at + E_BID_CANCELS, decay, bid_cancel)
-            asks_e = fade(floats, slot, at + E_ASK_CANCELS, decay, ask_cancel)
-            put_log_ratio(
-                values, below, i, row, CANCEL_RATE_H + h, bids_e + asks_e, usual * share_cancels
-            )
-            values[i, NET_CANCELS_H + h] = bids_e - asks_e
-            put_ratio(
-                values,
-                below,
-                i,
-                row,
-                CANCEL_IMBALANCE_H + h,
-                bids_e - asks_e,
-                bids_e + asks_e + 1.0,
-            )
-            put_ratio(
-                values, below, i, row, BID_CANCEL_X_BUY_H + h, math.sqrt(bids_e * buys_e),
-                count_e + 1.0,
-            )  # fmt: skip
-            put_ratio(
-                values, below, i, row, ASK_CANCEL_X_SELL_H + h, math.sqrt(asks_e * sells_e),
-                count_e + 1.0,
-            )  # fmt: skip
-            changes_e = fade(floats, slot, at + E_CHANGES, decay, changes)
-            put_log_ratio(
-                values, below, i, row, CHANGE_RATE_H + h, changes_e, usual * share_changes
-            )
-            values[i, BID_MOVES_H + h] = fade(floats, slot, at + E_BID_MOVES, decay, bid_move)
-            values[i, ASK_MOVES_H + h] = -fade(floats, slot, at + E_ASK_MOVES, decay, ask_move)
-            values[i, FLIPS_H + h] = fade(floats, slot, at + E_FLIPS, decay, flips)
-            values[i, UNDOS_H + h] = fade(floats, slot, at + E_UNDOS, decay, undone)
-            ofi_e = fade(floats, slot, at + E_OFI, decay, ofi)
-            flow_e = fade(floats, slot, at + E_ABS_OFI, decay, abs_ofi)
-            put_ratio(values, below, i, row, OFI_H + h, ofi_e, flow_e + mean_depth)
-            put_log_ratio(
-                values, below, i, row, ORDER_FLOW_H + h, flow_e * per_depth, usual * usual_flow
-            )
-            signed_e = fade(floats, slot, at + E_SIGNED, decay, signed)
-            volume_e = fade(floats, slot, at + E_VOLUME, decay, volume)
-            put_ratio(values, below, i, row, SIGNED_VOLUME_H + h, signed_e, volume_e + mean_trade)
-            put_log_ratio(
-                values, below, i, row, VOLUME_H + h, volume_e * per_trade, usual * share_trades
-            )
-            r_e = fade(floats, slot, at + E_R, decay, r)
-            put_ratio(
-                values, below, i, row, RETURN_H + h, r_e * per_return,
-                math.sqrt(max(0.5 * usual, 1.0)),
-            )  # fmt: skip
-            r2_e = fade(floats, slot, at + E_R2, decay, r2)
-            put_ratio(
-                values, below, i, row, REALISED_VARIANCE_H + h, r2_e * per_variance, max(usual, 1.0)
-            )
-            abs_r_e = fade(floats, slot, at + E_ABS_R, decay, abs_r)
-            put_log_ratio(
-                values, below, i, row, ABSOLUTE_RETURN_H + h, abs_r_e * per_return,
-                ABSOLUTE_RETURN * usual,
-            )  # fmt: skip
 
         # --- the short window -----------------------------------------------------------------
         dt = SECOND * float(wait)
@@ -1488,81 +1502,80 @@ def update_ticks(
             longest_recent = max(longest_recent, seconds)
 
         # --- returns and volatility -----------------------------------------------------------
-        values[i, RETURN_TICK] = r * per_return
-        values[i, RETURN_SHORT] = sum_r * per_return * root_event
-        put_ratio(values, below, i, row, PATH_EFFICIENCY, abs(sum_move), path)
-        values[i, RANGE] = (high + low_negative) * per_price
-        values[i, MEAN_DEVIATION] = (ref - sum_ref * per_event) * per_price
-        values[i, REALISED_VARIANCE_SHORT] = realised * per_event * per_variance
-        values[i, BIPOWER_VARIANCE] = bipower * per_event * per_variance
-        put_ratio(values, below, i, row, JUMP_RATIO, max(realised - bipower, 0.0), realised)
+        numbers[row, RETURN_TICK] = r * per_return
+        numbers[row, RETURN_SHORT] = sum_r * per_return * root_event
+        put_fraction(fractions, row, PATH_EFFICIENCY, abs(sum_move), path)
+        numbers[row, RANGE] = (high + low_negative) * per_price
+        numbers[row, MEAN_DEVIATION] = (ref - sum_ref * per_event) * per_price
+        numbers[row, REALISED_VARIANCE_SHORT] = realised * per_event * per_variance
+        numbers[row, BIPOWER_VARIANCE] = bipower * per_event * per_variance
+        put_fraction(fractions, row, JUMP_RATIO, max(realised - bipower, 0.0), realised)
 
         # --- spread and book ------------------------------------------------------------------
-        values[i, QUOTED_SPREAD] = spread * per_price
-        put_ratio(values, below, i, row, RELATIVE_SPREAD, spread * per_return, ref)
-        values[i, SPREAD_MEAN] = sum_spread * per_event * per_price
-        values[i, SPREAD_MIN] = least_spread * per_price
-        values[i, SPREAD_MAX] = most_spread * per_price
+        numbers[row, QUOTED_SPREAD] = spread * per_price
+        put_ratio(ratios, row, RELATIVE_SPREAD, spread * per_return, ref)
+        numbers[row, SPREAD_MEAN] = sum_spread * per_event * per_price
+        numbers[row, SPREAD_MIN] = least_spread * per_price
+        numbers[row, SPREAD_MAX] = most_spread * per_price
         trades = float((a >> A_TRADE) & 0xFF)
-        values[i, EFFECTIVE_TICK] = effective * per_price
-        put_ratio(
-            values, below, i, row, EFFECTIVE_SPREAD, sum_effective * per_price, max(trades, 1.0)
-        )
+        numbers[row, EFFECTIVE_TICK] = effective * per_price
+        put_ratio(ratios, row, EFFECTIVE_SPREAD, sum_effective * per_price, max(trades, 1.0))
         values[i, CROSSED_LOCKED_TICK] = 1.0 if crossed else 0.0
-        values[i, CROSSED_DEPTH] = min(spread, 0.0) * per_price if two_sided else 0.0
+        numbers[row, CROSSED_DEPTH] = min(spread, 0.0) * per_price if two_sided else 0.0
         values[i, CROSSED_LOCKED] = float((a >> A_CROSSED_LOCKED) & 0xFF) * per_event
         mean = sum_imbalance * per_event
         values[i, QUEUE_IMBALANCE] = imbalance
         values[i, QUEUE_IMBALANCE_MEAN] = mean
         variance = sum_imbalance2 * per_event - mean * mean
         values[i, QUEUE_IMBALANCE_SD] = math.sqrt(max(variance, 0.0))
-        values[i, MICROPRICE_DEVIATION] = 0.5 * spread * imbalance * per_price if two_sided else 0.0
-        values[i, BID_SIZE] = bid_q * per_depth
-        values[i, ASK_SIZE] = ask_q * per_depth
-        values[i, BID_SIZE_MAX] = most_bid * per_depth
-        values[i, ASK_SIZE_MAX] = most_ask * per_depth
+        numbers[row, MICROPRICE_DEVIATION] = (
+            0.5 * spread * imbalance * per_price if two_sided else 0.0
+        )
+        numbers[row, BID_SIZE] = bid_q * per_depth
+        numbers[row, ASK_SIZE] = ask_q * per_depth
+        numbers[row, BID_SIZE_MAX] = most_bid * per_depth
+        numbers[row, ASK_SIZE_MAX] = most_ask * per_depth
         age = SECOND * float(now - ints[slot, I_BOOK_SINCE])
-        values[i, BOOK_AGE] = age * per_wait if has_book else 0.0
-        values[i, BOOK_AGE_EVENTS] = float(ints[slot, I_BOOK_EVENTS]) if has_book else 0.0
-        values[i, BOOK_WAIT_EVENTS] = book_wait_events if has_book else 0.0
+        numbers[row, BOOK_AGE] = age * per_wait if has_book else 0.0
+        numbers[row, BOOK_AGE_EVENTS] = float(ints[slot, I_BOOK_EVENTS]) if has_book else 0.0
+        numbers[row, BOOK_WAIT_EVENTS] = book_wait_events if has_book else 0.0
         usual = floats[slot, F_BOOK_WAIT] * floats[slot, F_BOOK_WAITING]
         scale = WAITS * inverse(usual) if has_book else 0.0
-        put_log_ratio(
-            values, below, i, row, BOOK_WAIT, book_wait * scale, WAITS if scale > 0.0 else 0.0
-        )
+        put_log_ratio(ratios, row, BOOK_WAIT, book_wait * scale, WAITS if scale > 0.0 else 0.0)
 
         # --- order flow and trades ------------------------------------------------------------
-        values[i, OFI_TICK] = ofi * per_depth
-        values[i, OFI_SHORT] = sum_ofi * per_depth * root_event
-        values[i, ORDER_FLOW] = sum_abs_ofi * per_event * per_depth
+        numbers[row, OFI_TICK] = ofi * per_depth
+        numbers[row, OFI_SHORT] = sum_ofi * per_depth * root_event
+        numbers[row, ORDER_FLOW] = sum_abs_ofi * per_event * per_depth
         buys_short = float((a >> A_BUY) & 0xFF)
         sells_short = float((a >> A_SELL) & 0xFF)
         values[i, TRADE_SHARE] = trades * per_event
-        put_ratio(
-            values, below, i, row, TRADE_SIGN_IMBALANCE, buys_short - sells_short, max(trades, 1.0)
+        put_fraction(
+            fractions, row, TRADE_SIGN_IMBALANCE, buys_short - sells_short, max(trades, 1.0)
         )
-        put_ratio(values, below, i, row, SIGNED_VOLUME_SHORT, sum_signed, sum_volume)
-        values[i, VOLUME] = sum_volume * per_trade
-        values[i, LARGEST_TRADE] = most_volume * per_trade
-        values[i, TRADE_SIZE] = volume * per_trade
-        values[i, TRADE_RUN] = float(trade_run)
+        put_fraction(fractions, row, SIGNED_VOLUME_SHORT, sum_signed, sum_volume)
+        numbers[row, VOLUME] = sum_volume * per_trade
+        numbers[row, LARGEST_TRADE] = most_volume * per_trade
+        numbers[row, TRADE_SIZE] = volume * per_trade
+        numbers[row, TRADE_RUN] = float(trade_run)
 
         # --- arrivals -------------------------------------------------------------------------
         scale = WAITS * per_wait
         usual = WAITS if mean_wait > 0.0 else 0.0
-        put_log_ratio(values, below, i, row, INTER_ARRIVAL, waited * scale, usual)
-        put_log_ratio(values, below, i, row, INTER_ARRIVAL_MEAN, sum_dt * per_event * scale, usual)
+        put_log_ratio(ratios, row, INTER_ARRIVAL, waited * scale, usual)
+        put_log_ratio(ratios, row, INTER_ARRIVAL_MEAN, sum_dt * per_event * scale, usual)
         mean = sum_dt * per_event
         variance = sum_dt2 * per_event - mean * mean
-        put_ratio(values, below, i, row, INTER_ARRIVAL_CV, math.sqrt(max(variance, 0.0)), mean)
+        put_fraction(fractions, row, INTER_ARRIVAL_CV, math.sqrt(max(variance, 0.0)), mean)
         put_log_ratio(
-            values, below, i, row, GAP_BURST, BURST_SCALE * longest_recent,
+            ratios,
+            row,
+            GAP_BURST,
+            BURST_SCALE * longest_recent,
             BURST_SCALE * (total - longest_recent),
-        )  # fmt: skip
-        below[row, HIDDEN] = count_e
-        below[row, HIDDEN + 1] = (
-            max(contrast(longest * scale, usual, 1.0), 0.0) if mean_wait > 0.0 else 0.0
         )
+        ratios[0, row, FACTORS] = count_e
+        put_log_ratio(ratios, row, NUMBERS + FACTORS + 1, max(longest * scale, usual), usual)
 
         # --- cancels, changes, flips ----------------------------------------------------------
         bid_c = float((a >> A_BID_CANCEL) & 0xFF)
@@ -1570,11 +1583,11 @@ def update_ticks(
         values[i, ADD_SHARE] = float((a >> A_ADD) & 0xFF) * per_event
         values[i, BID_CANCEL_SHARE] = bid_c * per_event
         values[i, ASK_CANCEL_SHARE] = ask_c * per_event
-        put_log_ratio(values, below, i, row, CANCEL_TO_TRADE, bid_c + ask_c, trades)
-        put_ratio(values, below, i, row, CANCEL_IMBALANCE, bid_c - ask_c, max(bid_c + ask_c, 1.0))
-        values[i, CANCEL_SIZE] = cancelled * per_depth
-        values[i, CANCELLED_VOLUME] = sum_cancelled * per_depth
-        values[i, LARGEST_CANCEL] = most_cancelled * per_depth
+        put_log_ratio(ratios, row, CANCEL_TO_TRADE, bid_c + ask_c, trades)
+        put_fraction(fractions, row, CANCEL_IMBALANCE, bid_c - ask_c, max(bid_c + ask_c, 1.0))
+        numbers[row, CANCEL_SIZE] = cancelled * per_depth
+        numbers[row, CANCELLED_VOLUME] = sum_cancelled * per_depth
+        numbers[row, LARGEST_CANCEL] = most_cancelled * per_depth
         values[i, BID_CANCEL_X_BUY] = math.sqrt(bid_c * buys_short) * per_event
         values[i, ASK_CANCEL_X_SELL] = math.sqrt(ask_c * sells_short) * per_event
         bid_up = float((b >> B_BID_UP) & 0xFF)
@@ -1587,8 +1600,8 @@ def update_ticks(
         values[i, ASK_FLIPS] = float((b >> B_ASK_FLIP) & 0xFF) * per_event
         values[i, BID_IMPROVEMENT] = (bid_up - bid_down) * per_event
         values[i, ASK_IMPROVEMENT] = (ask_down - ask_up) * per_event
-        values[i, BID_RUN] = float(ints[slot, I_BID_RUN])
-        values[i, ASK_RUN] = float(ints[slot, I_ASK_RUN])
+        numbers[row, BID_RUN] = float(ints[slot, I_BID_RUN])
+        numbers[row, ASK_RUN] = float(ints[slot, I_ASK_RUN])
         values[i, UNDO_SHARE] = float((a >> A_UNDO) & 0xFF) * per_event
 
         # --- the recent window ----------------------------------------------------------------
@@ -1599,11 +1612,10 @@ def update_ticks(
         values[i, BID_CANCEL_SHARE_RECENT] = bid_c * per_recent
         values[i, ASK_CANCEL_SHARE_RECENT] = ask_c * per_recent
         put_log_ratio(
-            values, below, i, row, CANCEL_TO_TRADE_RECENT, bid_c + ask_c,
-            float((recent_a >> A_TRADE) & 0xFF),
-        )  # fmt: skip
+            ratios, row, CANCEL_TO_TRADE_RECENT, bid_c + ask_c, float((recent_a >> A_TRADE) & 0xFF)
+        )
         net = float(((recent_b >> B_BID_ADD) & 0xFF) - ((recent_b >> B_ASK_ADD) & 0xFF))
-        put_ratio(values, below, i, row, ADD_IMBALANCE_RECENT, net, max(adds, 1.0))
+        put_fraction(fractions, row, ADD_IMBALANCE_RECENT, net, max(adds, 1.0))
         net = float(((recent_b >> B_BID_UP) & 0xFF) - ((recent_b >> B_BID_DOWN) & 0xFF))
         values[i, BID_IMPROVEMENT_RECENT] = net * per_recent
         net = float(((recent_b >> B_ASK_DOWN) & 0xFF) - ((recent_b >> B_ASK_UP) & 0xFF))
@@ -1678,7 +1690,8 @@ def update_ticks(
             (min(abs_ofi, OUTLIER * flow) if flow > 0.0 else abs_ofi) - flow
         )
     if count_rows > 0:
-        finish(values, below, shifted, exponents, (count_rows - 1) & ~(ROWS - 1))
+        start = (count_rows - 1) & ~(ROWS - 1)
+        finish(numbers, ratios, fractions, values[start:])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
