@@ -772,10 +772,11 @@ def slide(
     x: Any,  # noqa: ANN401 - a double or a single, as `rows`
 ) -> Any:  # noqa: ANN401
     """Take x into a column of a block, at the line that begins at `line`; the window's sum."""
-    total = rows[slot, block + column] + x
-    rows[slot, block + column] = total
-    rows[slot, line + column] = x
-    return total + rows[slot, line + width + column]
+    here, next_line = np.uint64(line + column), np.uint64(line + width + column)
+    total = rows[slot, np.uint64(block + column)] + x
+    rows[slot, np.uint64(block + column)] = total
+    rows[slot, here] = x
+    return total + rows[slot, next_line]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -789,10 +790,11 @@ def slide_most(
     x: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
     """Take x into a column, as `slide` does; return the window's maximum."""
-    best = max(rows[slot, block + column], x)
-    rows[slot, block + column] = best
-    rows[slot, line + column] = x
-    return max(best, rows[slot, line + width + column])
+    here, next_line = np.uint64(line + column), np.uint64(line + width + column)
+    best = max(rows[slot, np.uint64(block + column)], x)
+    rows[slot, np.uint64(block + column)] = best
+    rows[slot, here] = x
+    return max(best, rows[slot, next_line])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -812,16 +814,16 @@ def fold(
     width = carry.shape[0]
     line = first + width * lines
     for k in range(width):
-        carry[k] = rows[slot, line + k]
-        rows[slot, first + k] = rows[slot, line + width + k]
+        carry[k] = rows[slot, np.uint64(line + k)]
+        rows[slot, np.uint64(first + k)] = rows[slot, np.uint64(line + width + k)]
     for _ in range(lines - 1):
         line -= width
         for k in range(sums):
-            carry[k] += rows[slot, line + k]
+            carry[k] += rows[slot, np.uint64(line + k)]
         for k in range(sums, width):
-            carry[k] = max(carry[k], rows[slot, line + k])
+            carry[k] = max(carry[k], rows[slot, np.uint64(line + k)])
         for k in range(width):
-            rows[slot, line + k] = carry[k]
+            rows[slot, np.uint64(line + k)] = carry[k]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -1497,7 +1499,7 @@ def update_ticks(
         total = 0.0
         longest_recent = 0.0
         for k in range(recent):
-            seconds = float(singles[slot, S_RECENT + k])
+            seconds = float(singles[slot, np.uint64(S_RECENT + k)])
             total += seconds
             longest_recent = max(longest_recent, seconds)
 
