@@ -346,7 +346,7 @@ I_SINCE = 5  # vectors: events since the windows began
 (CHANGE, LEVEL, SHORT_MEAN, SHORT_SD, LONG_MEAN, LONG_SD, HIGH, LOW) = range(8)  # then RANK
 
 # --- constants of the definitions -----------------------------------------------------------------
-HALF_PI: Final = math.pi / 2.0
+HALF_PI: Final = np.float32(math.pi / 2.0)
 SECOND: Final = 1e-9
 NO_PRICE: Final = 2**63 - 1
 FAR: Final = 12  # ticks ahead
@@ -361,6 +361,7 @@ BURST_SCALE: Final = 1e4  # 1/s: waits are compared from 0.1 ms on
 ABSOLUTE_RETURN: Final = 0.3  # of the volatility: about the mean |return| where most are zero
 LOG_SIZE_SD_FLOOR: Final = 0.1
 SD_FLOOR: Final = 1e-6  # of the mean of a column
+LITTLE: Final = 1e-30
 TINY: Final = 1e-100
 FUSED: Final = {"contract"}  # multiply-adds of one rounding; nothing else is reordered
 MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
@@ -836,16 +837,16 @@ def fade(floats: Float64s, slot: Integer, at: Integer, fading: float, x: float) 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def put_fraction(fractions: Float32s, row: Integer, output: Integer, a: float, b: float) -> None:
-    """Give a / b, and 0 where b is not above 0."""
-    fractions[0, row, output - TICK_HEAVY] = a if b > 0.0 else 0.0
-    fractions[1, row, output - TICK_HEAVY] = b if b > 0.0 else 1.0
+    """Give a / b; where b is 0, so must a be, and so is the fraction."""
+    fractions[0, row, output - TICK_HEAVY] = a
+    fractions[1, row, output - TICK_HEAVY] = max(b, LITTLE)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def put_ratio(ratios: Float32s, row: Integer, output: Integer, a: float, b: float) -> None:
-    """Give x = a / b, which becomes sign(x) log(1 + |x|), and 0 where b is not above 0."""
-    ratios[0, row, output - NUMBERS] = a if b > 0.0 else 0.0
-    ratios[1, row, output - NUMBERS] = b if b > 0.0 else 1.0
+    """Give x = a / b, b > 0, which becomes sign(x) log(1 + |x|)."""
+    ratios[0, row, output - NUMBERS] = a
+    ratios[1, row, output - NUMBERS] = b
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -1429,31 +1430,31 @@ def update_ticks(
         low_negative = slide_most(floats, slot, F_BLOCK, line, WIDE, W_LOW, -ref)
         line = block + NARROW * (at + 1)
         x = np.float32(r2)
-        realised = float(slide(singles, slot, block, line, NARROW, S_R2, x))
+        realised = slide(singles, slot, block, line, NARROW, S_R2, x)
         x = np.float32(abs_r * floats[slot, F_ABS_R])
-        bipower = HALF_PI * float(slide(singles, slot, block, line, NARROW, S_BIPOWER, x))
+        bipower = HALF_PI * slide(singles, slot, block, line, NARROW, S_BIPOWER, x)
         floats[slot, F_ABS_R] = abs_r
         x = np.float32(abs(move))
-        path = float(slide(singles, slot, block, line, NARROW, S_ABS_MOVE, x))
+        path = slide(singles, slot, block, line, NARROW, S_ABS_MOVE, x)
         x = np.float32(spread)
-        sum_spread = float(slide(singles, slot, block, line, NARROW, S_SPREAD, x))
-        most_spread = float(slide_most(singles, slot, block, line, NARROW, S_SPREAD_MAX, x))
-        least_spread = -float(slide_most(singles, slot, block, line, NARROW, S_SPREAD_MIN, -x))
+        sum_spread = slide(singles, slot, block, line, NARROW, S_SPREAD, x)
+        most_spread = slide_most(singles, slot, block, line, NARROW, S_SPREAD_MAX, x)
+        least_spread = -slide_most(singles, slot, block, line, NARROW, S_SPREAD_MIN, -x)
         x = np.float32(ofi)
-        sum_ofi = float(slide(singles, slot, block, line, NARROW, S_OFI, x))
-        sum_abs_ofi = float(slide(singles, slot, block, line, NARROW, S_ABS_OFI, abs(x)))
+        sum_ofi = slide(singles, slot, block, line, NARROW, S_OFI, x)
+        sum_abs_ofi = slide(singles, slot, block, line, NARROW, S_ABS_OFI, abs(x))
         x = np.float32(signed)
-        sum_signed = float(slide(singles, slot, block, line, NARROW, S_SIGNED, x))
+        sum_signed = slide(singles, slot, block, line, NARROW, S_SIGNED, x)
         x = np.float32(volume)
-        sum_volume = float(slide(singles, slot, block, line, NARROW, S_VOLUME, x))
-        most_volume = float(slide_most(singles, slot, block, line, NARROW, S_VOLUME_MAX, x))
+        sum_volume = slide(singles, slot, block, line, NARROW, S_VOLUME, x)
+        most_volume = slide_most(singles, slot, block, line, NARROW, S_VOLUME_MAX, x)
         x = np.float32(cancelled)
-        sum_cancelled = float(slide(singles, slot, block, line, NARROW, S_CANCELLED, x))
-        most_cancelled = float(slide_most(singles, slot, block, line, NARROW, S_CANCELLED_MAX, x))
+        sum_cancelled = slide(singles, slot, block, line, NARROW, S_CANCELLED, x)
+        most_cancelled = slide_most(singles, slot, block, line, NARROW, S_CANCELLED_MAX, x)
         x = np.float32(bid_q)
-        most_bid = float(slide_most(singles, slot, block, line, NARROW, S_BID_SIZE_MAX, x))
+        most_bid = slide_most(singles, slot, block, line, NARROW, S_BID_SIZE_MAX, x)
         x = np.float32(ask_q)
-        most_ask = float(slide_most(singles, slot, block, line, NARROW, S_ASK_SIZE_MAX, x))
+        most_ask = slide_most(singles, slot, block, line, NARROW, S_ASK_SIZE_MAX, x)
         count = min(before + 1, short)
         ints[slot, I_COUNT] = count
         if before == short:
@@ -1483,6 +1484,12 @@ def update_ticks(
         per_event = 1.0 / count
         per_recent = 1.0 / min(count, recent)
         root_event = math.sqrt(per_event)
+        # in single precision, for what is
+        event_single = np.float32(per_event)
+        price_single = np.float32(per_price)
+        depth_single = np.float32(per_depth)
+        trade_single = np.float32(per_trade)
+        variance_single = event_single * np.float32(per_variance)
 
         # --- waits: the longest of many, and of a few against the others ------------------------
         at = ints[slot, I_WAIT_POS]
@@ -1509,16 +1516,17 @@ def update_ticks(
         put_fraction(fractions, row, PATH_EFFICIENCY, abs(sum_move), path)
         numbers[row, RANGE] = (high + low_negative) * per_price
         numbers[row, MEAN_DEVIATION] = (ref - sum_ref * per_event) * per_price
-        numbers[row, REALISED_VARIANCE_SHORT] = realised * per_event * per_variance
-        numbers[row, BIPOWER_VARIANCE] = bipower * per_event * per_variance
-        put_fraction(fractions, row, JUMP_RATIO, max(realised - bipower, 0.0), realised)
+        numbers[row, REALISED_VARIANCE_SHORT] = realised * variance_single
+        numbers[row, BIPOWER_VARIANCE] = bipower * variance_single
+        put_fraction(fractions, row, JUMP_RATIO, max(realised - bipower, ZERO), realised)
 
         # --- spread and book ------------------------------------------------------------------
         numbers[row, QUOTED_SPREAD] = spread * per_price
-        put_ratio(ratios, row, RELATIVE_SPREAD, spread * per_return, ref)
-        numbers[row, SPREAD_MEAN] = sum_spread * per_event * per_price
-        numbers[row, SPREAD_MIN] = least_spread * per_price
-        numbers[row, SPREAD_MAX] = most_spread * per_price
+        usual = ref if ref > 0.0 else math.inf
+        put_ratio(ratios, row, RELATIVE_SPREAD, spread * per_return, usual)
+        numbers[row, SPREAD_MEAN] = sum_spread * (event_single * price_single)
+        numbers[row, SPREAD_MIN] = least_spread * price_single
+        numbers[row, SPREAD_MAX] = most_spread * price_single
         trades = float((a >> A_TRADE) & 0xFF)
         numbers[row, EFFECTIVE_TICK] = effective * per_price
         put_ratio(ratios, row, EFFECTIVE_SPREAD, sum_effective * per_price, max(trades, 1.0))
@@ -1535,8 +1543,8 @@ def update_ticks(
         )
         numbers[row, BID_SIZE] = bid_q * per_depth
         numbers[row, ASK_SIZE] = ask_q * per_depth
-        numbers[row, BID_SIZE_MAX] = most_bid * per_depth
-        numbers[row, ASK_SIZE_MAX] = most_ask * per_depth
+        numbers[row, BID_SIZE_MAX] = most_bid * depth_single
+        numbers[row, ASK_SIZE_MAX] = most_ask * depth_single
         age = SECOND * float(now - ints[slot, I_BOOK_SINCE])
         numbers[row, BOOK_AGE] = age * per_wait if has_book else 0.0
         numbers[row, BOOK_AGE_EVENTS] = float(ints[slot, I_BOOK_EVENTS]) if has_book else 0.0
@@ -1547,8 +1555,8 @@ def update_ticks(
 
         # --- order flow and trades ------------------------------------------------------------
         numbers[row, OFI_TICK] = ofi * per_depth
-        numbers[row, OFI_SHORT] = sum_ofi * per_depth * root_event
-        numbers[row, ORDER_FLOW] = sum_abs_ofi * per_event * per_depth
+        numbers[row, OFI_SHORT] = sum_ofi * (depth_single * np.float32(root_event))
+        numbers[row, ORDER_FLOW] = sum_abs_ofi * (event_single * depth_single)
         buys_short = float((a >> A_BUY) & 0xFF)
         sells_short = float((a >> A_SELL) & 0xFF)
         values[i, TRADE_SHARE] = trades * per_event
@@ -1556,8 +1564,8 @@ def update_ticks(
             fractions, row, TRADE_SIGN_IMBALANCE, buys_short - sells_short, max(trades, 1.0)
         )
         put_fraction(fractions, row, SIGNED_VOLUME_SHORT, sum_signed, sum_volume)
-        numbers[row, VOLUME] = sum_volume * per_trade
-        numbers[row, LARGEST_TRADE] = most_volume * per_trade
+        numbers[row, VOLUME] = sum_volume * trade_single
+        numbers[row, LARGEST_TRADE] = most_volume * trade_single
         numbers[row, TRADE_SIZE] = volume * per_trade
         numbers[row, TRADE_RUN] = float(trade_run)
 
@@ -1588,8 +1596,8 @@ def update_ticks(
         put_log_ratio(ratios, row, CANCEL_TO_TRADE, bid_c + ask_c, trades)
         put_fraction(fractions, row, CANCEL_IMBALANCE, bid_c - ask_c, max(bid_c + ask_c, 1.0))
         numbers[row, CANCEL_SIZE] = cancelled * per_depth
-        numbers[row, CANCELLED_VOLUME] = sum_cancelled * per_depth
-        numbers[row, LARGEST_CANCEL] = most_cancelled * per_depth
+        numbers[row, CANCELLED_VOLUME] = sum_cancelled * depth_single
+        numbers[row, LARGEST_CANCEL] = most_cancelled * depth_single
         values[i, BID_CANCEL_X_BUY] = math.sqrt(bid_c * buys_short) * per_event
         values[i, ASK_CANCEL_X_SELL] = math.sqrt(ask_c * sells_short) * per_event
         bid_up = float((b >> B_BID_UP) & 0xFF)
