@@ -28,7 +28,7 @@ class Feature:
 
     `window` is what it looks back on, beside the slow scales: nothing but this tick and the state
     of the market ("tick"), a number of events or trades ("events"), or a decaying window of a
-    fraction of a second ("time").
+    fraction of a second ("time"). `lone`: rare alone, judged by itself too, see the scorer.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Feature:
     window: Window
     definition: str
     source: str = ""
+    lone: bool = False
 
 
 SCALES: Final = (
@@ -49,7 +50,10 @@ SCALES: Final = (
     ("mean wait", "non-zero inter-arrival times x their share of events"),
     ("mean book wait", "the same of the times between changes of the book"),
     ("mean trade", "trade sizes; also mean and variance of their logarithm"),
-    ("shares", "trades, adds, cancels and changes of a best price per event"),
+    (
+        "shares",
+        "trades, adds, cancels, changes of a best price and changes of the book per event",
+    ),
     ("mean flow", "|order-flow imbalance| per event"),
 )
 
@@ -126,6 +130,8 @@ _TICK: Final[tuple[_Row, ...]] = (
      "share of the events in w with a two-sided book and bid >= ask", ""),
     (k.CROSSED_DEPTH, "crossed_depth_tick", "spread", "slog", "tick",
      "(ask - bid) / mean spread where both sides are quoted and bid > ask, else 0", ""),
+    (k.CROSSED_EVENTS, "crossed_events", "spread", "slog", "tick",
+     "events in a row, this one included, with a two-sided book and bid >= ask; else 0", ""),
     (k.QUEUE_IMBALANCE, "queue_imbalance", "book", "-1..1", "tick",
      "(bid size - ask size) / (bid size + ask size); a missing side has size 0",
      "Gould, Bonart 2016, doi:10.1142/S2382626616500064"),
@@ -153,6 +159,10 @@ _TICK: Final[tuple[_Row, ...]] = (
       "stood, f = 1 % of the mean; 0 without a book"), ""),
     (k.BOOK_WAIT_EVENTS, "book_wait_events", "book", "slog", "tick",
      "events through which the book before this event had stood; 0 without a book", ""),
+    (k.FROZEN_BOOK_TRADES, "frozen_book_trades", "book", "count x log", "tick",
+     ("n x log(1 + t x book changes per event / mean wait), t the time since one of the best "
+      "prices and sizes last changed, n the trades since then that left the book as it was and had "
+      "no other trade in the 0.1 s before; 0 if this is not a trade, and without a book"), ""),
     (k.UNDO_SHARE, "undo_share_{w}", "book", "0..1", "events",
      ("share of the events in w that undo the one before: prices and sizes change, and are those "
       "of two events ago"), ""),
@@ -213,6 +223,8 @@ _TICK: Final[tuple[_Row, ...]] = (
     (k.PINGPONG_SHARE, "pingpong_share_{t}", "trades", "0..1", "events",
      ("share of the trades in v that are ping-pong: of the size of the trade before and the "
       "opposite sign; 0 if this is not a trade"), _CAO),
+    (k.WASH_RUN, "wash_run", "trades", "slog", "tick",
+     "ping-pong trades in a row, this one included; 0 if this is no ping-pong trade", _CAO),
     (k.PINGPONG, "pingpong_{h2}", "trades", "slog", "time",
      "decaying number of ping-pong trades over {h2}", _CAO),
     (k.PINGPONG_SLOW, "pingpong_{h3}", "trades", "slog", "events",
@@ -228,6 +240,13 @@ _TICK: Final[tuple[_Row, ...]] = (
     (k.GAP_X_RATE, "gap_then_burst_{g}", "arrivals", "log^2", "events",
      ("log(1 + n) x max(0, log((t + f) / (mean wait + f))), n the decaying number of events over "
       "{h2}, t the longest wait in the last {g_events} events"), ""),
+    (k.GAP_BURST_COUNT, "gap_burst_count", "arrivals", "slog", "events",
+     ("least of g / mean wait and c - s / mean wait, not below 0: g the gap, c and s the events "
+      "and the time since its end; a wait is the new gap when it is longer than g x "
+      "2^(-s/{gap_life})"), ""),
+    (k.GAP_BURST_STRENGTH, "gap_burst_strength", "arrivals", "weight x log", "events",
+     ("log(1 + g / mean wait x c / (1 + s / mean wait)) x 2^(-s/{gap_life}), g, c and s as in "
+      "`gap_burst_count`"), ""),
     (k.MESSAGE_RATE_FAST, "message_rate_{h0}", "arrivals", "log", "time",
      "log((n + 1) / (E + 1)), n the decaying number of events over {h0}", ""),
     *_over(k.MESSAGE_RATE_H, "message_rate_{h}", "arrivals", "log",
@@ -309,6 +328,17 @@ _TICK: Final[tuple[_Row, ...]] = (
       "in a row"), ""),
 )  # fmt: skip
 
+_LONE: Final = frozenset(
+    {
+        k.CROSSED_EVENTS,
+        k.FROZEN_BOOK_TRADES,
+        k.WASH_RUN,
+        k.GAP_X_RATE,
+        k.GAP_BURST_COUNT,
+        k.GAP_BURST_STRENGTH,
+    }
+)
+
 _INSTRUMENT: Final[tuple[_Row, ...]] = (
     (0, "inter_arrival", "arrivals", "log", "tick",
      "log((wait + f) / (mean wait + f)), f = 1 % of the mean wait", ""),
@@ -351,7 +381,8 @@ def tick_features(
     words = {f"h{i}": seconds_label(h) for i, h in enumerate(half_lives_s)}
     words |= {"w": f"{short_window}ev", "v": f"{recent_window}ev", "t": f"{recent_window}tr"}
     words |= {"g": f"{k.GAP_EVENTS}ev", "g_events": str(k.GAP_EVENTS)}
-    return _fill(_TICK, words | {"v_trades": str(recent_window)})
+    words |= {"v_trades": str(recent_window), "gap_life": f"{k.GAP_HALF_LIFE:g} s"}
+    return _fill(_TICK, words, _LONE)
 
 
 def vector_features(
@@ -368,8 +399,13 @@ def vector_features(
     return _fill(_INSTRUMENT, words) + tuple(per_column)
 
 
-def _fill(rows: tuple[_Row, ...], words: dict[str, str]) -> tuple[Feature, ...]:
+def _fill(
+    rows: tuple[_Row, ...], words: dict[str, str], lone: frozenset[int] = frozenset()
+) -> tuple[Feature, ...]:
     return tuple(
-        Feature(name.format(**words), group, unit, window, definition.format(**words), source)
-        for _, name, group, unit, window, definition, source in sorted(rows)
-    )
+        Feature(
+            name.format(**words), group, unit, window, definition.format(**words), source,
+            lone=output in lone,
+        )
+        for output, name, group, unit, window, definition, source in sorted(rows)
+    )  # fmt: skip

@@ -26,6 +26,8 @@ instrument it was never trained on.
 - **looks back on**: what the feature is computed from, beside the slow scales. `tick`: this tick
   and what the market stands at; `events`: a number of events or trades; `time`: a decaying window
   of a fraction of a second. A score may weigh `time` and the rest as two groups.
+- **alone**: made for anomalies that show in one feature only, so a score may judge these by
+  themselves too: {lone}.
 - **reference price**: the mid. In a market without a book, the trade price; when the first
   two-sided book appears the mid takes over, and the step between the two is no return.
 - **slog**: what the definition says, x, is given as sign(x) log(1 + \\|x\\|).
@@ -117,6 +119,7 @@ def page(features: tuple[Feature, ...], columns: tuple[Feature, ...]) -> str:
     """
     return _PAGE.format(
         count=len(features),
+        lone=", ".join(f"`{f.name}`" for f in features if f.lone),
         scales="\n".join(f"| {name} | {what} |" for name, what in SCALES),
         ticks=_table(features),
         columns=_table(columns),

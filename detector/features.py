@@ -124,6 +124,13 @@ class FeatureSpec:
         """
         return np.array([f.window == "time" for f in self.features], np.int8)
 
+    def lone_features(self) -> npt.NDArray[np.bool_]:
+        """Whether each feature, `(F,)` bool, is made for anomalies that show in it alone.
+
+        A score over all features dilutes such an anomaly: it may judge these by themselves too.
+        """
+        return np.array([f.lone for f in self.features], np.bool_)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the parameters, the names and the version of the kernels.
@@ -346,8 +353,8 @@ class FeatureBank:
             k.touch(np.int64(slot), self._links)
 
 
-def features_table(spec: FeatureSpec = DEFAULT) -> list[dict[str, str]]:
-    """One row per feature, in order: name, group, unit, definition, source, window."""
+def features_table(spec: FeatureSpec = DEFAULT) -> list[dict[str, Any]]:
+    """One row per feature, in order: name, group, unit, window, definition, source, lone."""
     return [asdict(feature) for feature in spec.features]
 
 

@@ -83,9 +83,14 @@ I_WAIT_POS = 26  # position in the block of waits
 I_RECENT_POS = 27  # position in the ring of waits
 I_FLAGS = 28  # two words: sums over the short window, eight one-byte counters each
 I_RECENT_FLAGS = 30  # two words: the same over the recent window
-I_HASH_POS = 32
-I_BEGAN = 33  # ns, event time at which the windows began
-I_RING = 34  # W flag words
+I_FROZEN_TRADES = 32  # trades since the last change of the book, see `FROZEN_BOOK_TRADES`
+I_WASH_RUN = 33  # ping-pong trades in a row
+I_CROSSED = 34  # crossed or locked events in a row
+I_GAP_SINCE = 35  # ns, end of the gap of `F_GAP`
+I_GAP_EVENTS = 36  # events since
+I_HASH_POS = 37
+I_BEGAN = 38  # ns, event time at which the windows began
+I_RING = 39  # W flag words
 RECORD_WORDS = 10  # a record is ten 8-byte words
 HASHES = 64  # records remembered, to know a repeat: uint32 row
 
@@ -108,13 +113,15 @@ F_CANCELS = 23
 F_ADDS = 24
 F_CHANGES = 25  # of the two best prices
 F_FLOW = 26  # |order-flow imbalance|
-F_REF = 27  # reference price; from here to F_BLOCK a new session begins with zeros
-F_ABS_R = 28  # previous absolute log return
-F_CARRIED_SPREAD = 29
-F_FAST = 30  # messages in the fastest decaying window
-F_PINGPONG = 31  # ping-pong trades in the slower of the two windows, and in the slowest
-F_EW = 33  # decaying sums, first of the two windows, then second
-F_BLOCK = 71  # block sums of the short window, see `slide`
+F_BOOKS = 27  # changes of the book
+F_REF = 28  # reference price; from here to F_BLOCK a new session begins with zeros
+F_ABS_R = 29  # previous absolute log return
+F_CARRIED_SPREAD = 30
+F_FAST = 31  # messages in the fastest decaying window
+F_PINGPONG = 32  # ping-pong trades in the slower of the two windows, and in the slowest
+F_EW = 34  # decaying sums, first of the two windows, then second
+F_GAP = 72  # s, the wait that no later one has matched yet, see `GAP_HALF_LIFE`
+F_BLOCK = 73  # block sums of the short window, see `slide`
 
 # decaying sums
 E_N = 0
@@ -220,6 +227,7 @@ FIRST_BITS: Final = 0x0101010101010101
     SPREAD_MAX,
     EFFECTIVE_TICK,
     CROSSED_DEPTH,
+    CROSSED_EVENTS,
     MICROPRICE_DEVIATION,
     BID_SIZE,
     ASK_SIZE,
@@ -237,14 +245,16 @@ FIRST_BITS: Final = 0x0101010101010101
     TRADE_SIZE_Z,
     TRADE_SIZE_MEAN,
     TRADE_RUN,
+    WASH_RUN,
     PINGPONG,
     PINGPONG_SLOW,
+    GAP_BURST_COUNT,
     CANCEL_SIZE,
     CANCELLED_VOLUME,
     LARGEST_CANCEL,
     BID_RUN,
     ASK_RUN,
-) = range(36)
+) = range(39)
 (
     BID_MOVES_H,
     ASK_MOVES_H,
@@ -253,8 +263,8 @@ FIRST_BITS: Final = 0x0101010101010101
     NET_ADDS_H,
     NET_CANCELS_H,
     NET_BUYS_H,
-) = range(36, 50, 2)
-NUMBERS: Final = 50
+) = range(39, 53, 2)
+NUMBERS: Final = 53
 (
     RETURN_H,
     ABSOLUTE_RETURN_H,
@@ -266,7 +276,7 @@ NUMBERS: Final = 50
     ADD_RATE_H,
     CANCEL_RATE_H,
     CHANGE_RATE_H,
-) = range(50, 70, 2)
+) = range(53, 73, 2)
 (
     RELATIVE_SPREAD,
     EFFECTIVE_SPREAD,
@@ -278,8 +288,8 @@ NUMBERS: Final = 50
     MESSAGE_RATE_FAST,
     CANCEL_TO_TRADE,
     CANCEL_TO_TRADE_RECENT,
-) = range(70, 80)
-TICK_HEAVY: Final = 80
+) = range(73, 83)
+TICK_HEAVY: Final = 83
 RATIOS: Final = TICK_HEAVY - NUMBERS
 (
     OFI_H,
@@ -287,7 +297,7 @@ RATIOS: Final = TICK_HEAVY - NUMBERS
     CANCEL_IMBALANCE_H,
     BID_CANCEL_X_BUY_H,
     ASK_CANCEL_X_SELL_H,
-) = range(80, 90, 2)
+) = range(83, 93, 2)
 (
     PATH_EFFICIENCY,
     JUMP_RATIO,
@@ -296,7 +306,7 @@ RATIOS: Final = TICK_HEAVY - NUMBERS
     SIGNED_VOLUME_SHORT,
     CANCEL_IMBALANCE,
     ADD_IMBALANCE_RECENT,
-) = range(90, 97)
+) = range(93, 100)
 FRACTIONS: Final = 17
 (
     CROSSED_LOCKED_TICK,
@@ -326,9 +336,12 @@ FRACTIONS: Final = 17
     ASK_IMPROVEMENT_RECENT,
     UNDO_SHARE,
     GAP_X_RATE,
-) = range(97, 124)
-TICK_OUTPUTS: Final = 124
-FACTORS: Final = RATIOS  # beside the ratios: the two factors of GAP_X_RATE
+    GAP_BURST_STRENGTH,
+    FROZEN_BOOK_TRADES,
+) = range(100, 129)
+TICK_OUTPUTS: Final = 129
+# beside the ratios: the two factors of GAP_X_RATE, one of GAP_BURST_STRENGTH, of FROZEN_BOOK_TRADES
+FACTORS: Final = RATIOS
 ROWS: Final = 16  # are finished at once
 
 # --- outputs for vectors: two of the instrument, eight of each column, then the rank of each ------
@@ -357,6 +370,8 @@ FAR_LATE_LIMIT: Final = 2
 WAIT_FLOOR: Final = 0.01  # of the mean wait: keeps the log of a wait of zero finite
 WAITS: Final = 100.0  # one floor is 1 when a wait is counted in hundredths of the mean wait
 SPANS: Final = 50.0  # the same for the span of trades, whose floor is 2 %
+APART: Final = 100_000_000  # ns: trades no further apart than this may be fills of one order
+GAP_HALF_LIFE: Final = 0.3  # s in which a wait counts for half, against the next one
 BURST_SCALE: Final = 1e4  # 1/s: waits are compared from 0.1 ms on
 ABSOLUTE_RETURN: Final = 0.3  # of the volatility: about the mean |return| where most are zero
 LOG_SIZE_SD_FLOOR: Final = 0.1
@@ -656,9 +671,10 @@ def finish(
     numbers : (ROWS, NUMBERS) float32
     ratios, fractions : (2, ROWS, .) float32
         Outputs from column NUMBERS and TICK_HEAVY on, above and below the bar; beside the ratios
-        the two factors of GAP_X_RATE.
+        the factors of products.
     values
-        At most ROWS rows of outputs.
+        At most ROWS rows of outputs; GAP_BURST_STRENGTH and FROZEN_BOOK_TRADES hold their other
+        factor.
     """
     rows = values.shape[0]
     above = numbers.reshape(-1)
@@ -680,6 +696,8 @@ def finish(
         for k in range(FRACTIONS):
             values[i, TICK_HEAVY + k] = fractions[0, i, k]
         values[i, GAP_X_RATE] = ratios[0, i, FACTORS] * ratios[0, i, FACTORS + 1]
+        values[i, GAP_BURST_STRENGTH] *= ratios[0, i, FACTORS + 2]
+        values[i, FROZEN_BOOK_TRADES] *= ratios[0, i, FACTORS + 3]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FUSED)
@@ -746,6 +764,7 @@ def begin(
     ints[slot, I_BID_BEFORE] = NO_PRICE
     ints[slot, I_ASK_BEFORE] = NO_PRICE
     ints[slot, I_BOOK_SINCE] = ints[slot, I_LAST]
+    ints[slot, I_GAP_SINCE] = ints[slot, I_LAST]
     ints[slot, I_BEGAN] = ints[slot, I_LAST]
     floats[slot, F_REF:F_BLOCK] = 0.0
     singles[slot, :block] = ZERO
@@ -901,7 +920,7 @@ def update_ticks(
     carry_narrow = np.zeros(NARROW, np.float32)
     carry_wait = np.zeros(1, np.float32)
     numbers = np.zeros((ROWS, NUMBERS), np.float32)
-    ratios = np.ones((2, ROWS, RATIOS + 2), np.float32)
+    ratios = np.ones((2, ROWS, RATIOS + 4), np.float32)
     fractions = np.ones((2, ROWS, FRACTIONS), np.float32)
     short = par[P_SHORT]
     recent = par[P_RECENT]
@@ -1162,6 +1181,7 @@ def update_ticks(
         if changed:
             ints[slot, I_BOOK_SINCE] = now
             ints[slot, I_BOOK_EVENTS] = 0
+            ints[slot, I_FROZEN_TRADES] = 0
             if (
                 before > 1
                 and bid == ints[slot, I_BID_BEFORE]
@@ -1226,6 +1246,8 @@ def update_ticks(
         log_size = 0.0
         pingpong = 0.0
         trade_run = np.int64(0)
+        wash_run = np.int64(0)
+        frozen = np.int64(0)
         numbers[row, TRADE_SIZE_Z] = ZERO
         numbers[row, TRADE_SIZE_MEAN] = ZERO
         values[i, TRADE_SIZE_SD] = ZERO
@@ -1273,6 +1295,16 @@ def update_ticks(
             same = known_trades > 0 and size == ints[slot, I_LAST_SIZE]
             if same and sign * ints[slot, I_LAST_SIGN] < 0:
                 pingpong = 1.0
+                wash_run = ints[slot, I_WASH_RUN] + 1
+            ints[slot, I_WASH_RUN] = wash_run
+            frozen = ints[slot, I_FROZEN_TRADES]
+            if (
+                not (changed or fresh)
+                and has_book
+                and (known_trades == 0 or now - ints[slot, I_LAST_TRADE] > APART)
+            ):
+                frozen += 1
+                ints[slot, I_FROZEN_TRADES] = frozen
             trade_wait = SECOND * float(now - ints[slot, I_LAST_TRADE]) if known_trades > 0 else 0.0
             ints[slot, I_LAST_TRADE] = now
             ints[slot, I_LAST_SIZE] = size
@@ -1510,6 +1542,22 @@ def update_ticks(
             total += seconds
             longest_recent = max(longest_recent, seconds)
 
+        # --- a gap, and the burst after it ----------------------------------------------------
+        weight = decay(SECOND / GAP_HALF_LIFE * float(now - ints[slot, I_GAP_SINCE]))
+        if dt > floats[slot, F_GAP] * weight:
+            floats[slot, F_GAP] = dt
+            ints[slot, I_GAP_SINCE] = now
+            ints[slot, I_GAP_EVENTS] = 0
+            weight = 1.0
+        else:
+            ints[slot, I_GAP_EVENTS] += 1
+        gap = floats[slot, F_GAP] * per_wait
+        burst = float(ints[slot, I_GAP_EVENTS])
+        expected = SECOND * float(now - ints[slot, I_GAP_SINCE]) * per_wait
+        numbers[row, GAP_BURST_COUNT] = min(gap, max(burst - expected, 0.0))
+        values[i, GAP_BURST_STRENGTH] = weight
+        put_ratio(ratios, row, NUMBERS + FACTORS + 2, gap * burst, 1.0 + expected)
+
         # --- returns and volatility -----------------------------------------------------------
         numbers[row, RETURN_TICK] = r * per_return
         numbers[row, RETURN_SHORT] = sum_r * per_return * root_event
@@ -1531,6 +1579,8 @@ def update_ticks(
         numbers[row, EFFECTIVE_TICK] = effective * per_price
         put_ratio(ratios, row, EFFECTIVE_SPREAD, sum_effective * per_price, max(trades, 1.0))
         values[i, CROSSED_LOCKED_TICK] = 1.0 if crossed else 0.0
+        ints[slot, I_CROSSED] = ints[slot, I_CROSSED] + 1 if crossed else 0
+        numbers[row, CROSSED_EVENTS] = float(ints[slot, I_CROSSED])
         numbers[row, CROSSED_DEPTH] = min(spread, 0.0) * per_price if two_sided else 0.0
         values[i, CROSSED_LOCKED] = float((a >> A_CROSSED_LOCKED) & 0xFF) * per_event
         mean = sum_imbalance * per_event
@@ -1547,6 +1597,9 @@ def update_ticks(
         numbers[row, ASK_SIZE_MAX] = most_ask * depth_single
         age = SECOND * float(now - ints[slot, I_BOOK_SINCE])
         numbers[row, BOOK_AGE] = age * per_wait if has_book else 0.0
+        values[i, FROZEN_BOOK_TRADES] = float(frozen) if has_book else 0.0
+        usual = age * per_wait * floats[slot, F_BOOKS]
+        put_ratio(ratios, row, NUMBERS + FACTORS + 3, usual, 1.0)
         numbers[row, BOOK_AGE_EVENTS] = float(ints[slot, I_BOOK_EVENTS]) if has_book else 0.0
         numbers[row, BOOK_WAIT_EVENTS] = book_wait_events if has_book else 0.0
         usual = floats[slot, F_BOOK_WAIT] * floats[slot, F_BOOK_WAITING]
@@ -1568,6 +1621,7 @@ def update_ticks(
         numbers[row, LARGEST_TRADE] = most_volume * trade_single
         numbers[row, TRADE_SIZE] = volume * per_trade
         numbers[row, TRADE_RUN] = float(trade_run)
+        numbers[row, WASH_RUN] = float(wash_run)
 
         # --- arrivals -------------------------------------------------------------------------
         scale = WAITS * per_wait
@@ -1695,6 +1749,7 @@ def update_ticks(
         floats[slot, F_CANCELS] += share * (bid_cancel + ask_cancel - floats[slot, F_CANCELS])
         floats[slot, F_ADDS] += share * (bid_add + ask_add - floats[slot, F_ADDS])
         floats[slot, F_CHANGES] += share * (changes - floats[slot, F_CHANGES])
+        floats[slot, F_BOOKS] += share * ((1.0 if changed else 0.0) - floats[slot, F_BOOKS])
         flow = floats[slot, F_FLOW]
         floats[slot, F_FLOW] += share * (
             (min(abs_ofi, OUTLIER * flow) if flow > 0.0 else abs_ofi) - flow

@@ -78,7 +78,7 @@ class Past:
     def __post_init__(self) -> None:
         capped = ("spread", "move", "r2", "depth", "dt", "trade", "flow", "book_wait")
         plain = ("moving", "waiting", "trades", "adds", "cancels", "changes", "log_size",
-                 "book_waiting")  # fmt: skip
+                 "book_waiting", "books")  # fmt: skip
         self.scale = {n: Scale(self.most) for n in capped}
         self.scale |= {n: Scale(self.most, capped=False) for n in plain}
         self.log_variance = 0.0
@@ -234,6 +234,8 @@ class TickOracle:
             now["book_since"], now["book_events"] = p.last, 0
         elif len(books) > 1:
             now["book_events"] += 1
+        row["changed"] = int(changed)
+        row["left"] = int(len(books) > 1 and not changed and row["has_book"])
         row["age"], row["age_events"] = (p.last - now["book_since"]) * NS, now["book_events"]
 
         # adds and cancels
@@ -331,6 +333,7 @@ class TickOracle:
         scale["adds"].add(float(sum(adds.values())))
         scale["cancels"].add(float(sum(cancels.values())))
         scale["changes"].add(float(changes))
+        scale["books"].add(float(changed))
         scale["flow"].add(abs(row["ofi"]))
         if trade:
             scale["trade"].add(row["volume"])
@@ -398,6 +401,7 @@ class TickOracle:
         v[f"effective_spread_{W}"] = slog(ratio(total("effective") / max(total("trade"), 1), price))
         v["crossed_locked_tick"] = row["crossed"]
         v[f"crossed_locked_{W}"] = total("crossed") / n
+        v["crossed_events"] = slog(self.last_in_a_row(p.rows, "crossed"))
         v["crossed_depth_tick"] = slog(ratio(min(row["spread"], 0.0), price))
         imbalances = [r["imbalance"] for r in w]
         v["queue_imbalance"] = row["imbalance"]
@@ -426,6 +430,11 @@ class TickOracle:
         v["book_age_events"] = slog(row["age_events"]) * has_book
         v["book_wait"] = log_ratio(row["stood"], book_wait) * has_book if book_wait > 0 else 0.0
         v["book_wait_events"] = slog(row["stood_events"]) * has_book
+        v["frozen_book_trades"] = 0.0
+        if row["trade"] and has_book:
+            frozen = self.frozen_trades(p.rows)
+            changed_per_s = ratio(scale["books"].mean, wait)
+            v["frozen_book_trades"] = frozen * math.log(1 + row["age"] * changed_per_s)
         v[f"undo_share_{W}"] = total("undo") / n
 
         # order flow
@@ -444,6 +453,9 @@ class TickOracle:
         v["trade_size_tick"] = slog(ratio(row["volume"], trade))
         v["trade_size_z"] = slog(size_z)
         v |= self.last_trades(p, trade, wait)
+        v["wash_run"] = 0.0
+        if row["trade"]:
+            v["wash_run"] = slog(self.last_in_a_row([r for r in p.rows if r["trade"]], "pingpong"))
         for h in (second, slowest):
             v[f"pingpong_{h}"] = slog(decayed(lambda x: x["pingpong"], h))
 
@@ -456,6 +468,7 @@ class TickOracle:
             v[f"inter_arrival_mean_{W}"] = log_ratio(mean(waits), wait)
             gap = max(log_ratio(max(r["dt"] for r in p.rows[-25:]), wait), 0.0)
         v["gap_then_burst_25ev"] = math.log(1 + decayed(lambda _: 1, second)) * gap
+        v["gap_burst_count"], v["gap_burst_strength"] = self.gap_burst(p.rows, wait)
         v[f"inter_arrival_cv_{W}"] = ratio(sd(waits), mean(waits))
         longest, *others = sorted((r["dt"] for r in recent), reverse=True)
         v[f"wait_dominance_{V}"] = math.log((longest + 1e-4) / (math.fsum(others) + 1e-4))
@@ -517,6 +530,43 @@ class TickOracle:
             v[f"flips_{h}"] = slog(D["flips"])
             v[f"undos_{h}"] = slog(D["undo"])
         return v
+
+    @staticmethod
+    def last_in_a_row(rows: list[dict[str, float]], name: str) -> int:
+        """How many rows at the end have it."""
+        run = 0
+        for r in rows:
+            run = run + 1 if r[name] else 0
+        return run
+
+    @staticmethod
+    def frozen_trades(rows: list[dict[str, float]]) -> int:
+        """Trades, since the book last changed, that left it alone and came 0.1 s after others."""
+        count = 0
+        last: float | None = None
+        for r in rows:
+            if r["changed"]:
+                count = 0
+            if r["trade"]:
+                apart = last is None or r["t"] - last > 100_000_000
+                count += int(r["left"] and apart)
+                last = r["t"]
+        return count
+
+    @staticmethod
+    def gap_burst(rows: list[dict[str, float]], usual_wait: float) -> tuple[float, float]:
+        """Events beyond the expected after the gap, up to its length; both multiplied, faded."""
+        times = [r["t"] for r in rows]
+        gap, end, events = 0.0, times[0], 0
+        for before, t in zip([times[0], *times], times, strict=False):
+            if (t - before) * NS > gap * 2 ** (-(t - end) * NS / 0.3):
+                gap, end, events = (t - before) * NS, t, 0
+            else:
+                events += 1
+        since = (times[-1] - end) * NS
+        length, expected = ratio(gap, usual_wait), ratio(since, usual_wait)
+        strength = slog(length * events / (1 + expected)) * 2 ** (-since / 0.3)
+        return slog(min(length, max(events - expected, 0))), strength
 
     def last_trades(self, p: Past, usual_size: float, usual_wait: float) -> dict[str, float]:
         """Features of the last trades: of this one, and 0 between trades."""

@@ -68,7 +68,7 @@ def test_default_has_enough_distinct_and_described_features() -> None:
 
 def test_heavy_tailed_features_come_first() -> None:
     """The kernel compresses the first columns: just those whose unit says so."""
-    for spec, heavy in ((DEFAULT, 80), (vector_spec(("a", "b", "c")), 26)):
+    for spec, heavy in ((DEFAULT, 83), (vector_spec(("a", "b", "c")), 26)):
         compressed = [f.unit in {"slog", "log"} for f in spec.features]
         assert compressed == [True] * heavy + [False] * (len(spec.names) - heavy)
 
@@ -87,6 +87,23 @@ def test_tail_groups_tell_decaying_windows_from_the_rest() -> None:
     assert {n for n, g in zip(DEFAULT.names, groups, strict=True) if g == 1} == in_time
     assert in_time == {n for n in DEFAULT.names if n.endswith(("_20ms", "_50ms", "_200ms"))}
     assert not vector_spec(("a", "b")).tail_groups().any()
+
+
+def test_lone_features_are_those_made_for_one_anomaly() -> None:
+    """Six features of ticks are judged by themselves too, none of vectors."""
+    lone = DEFAULT.lone_features()
+    assert lone.dtype == np.bool_
+    assert {n for n, alone in zip(DEFAULT.names, lone, strict=True) if alone} == {
+        "crossed_events",
+        "frozen_book_trades",
+        "gap_burst_count",
+        "gap_burst_strength",
+        "gap_then_burst_25ev",
+        "wash_run",
+    }
+    assert not (lone & (DEFAULT.tail_groups() == 1)).any()
+    vector = vector_spec(("a", "b"))
+    assert vector.lone_features().tolist() == [False] * len(vector.names)
 
 
 def test_document_is_in_step() -> None:
@@ -407,6 +424,57 @@ def test_layering_raises_cancels_against_trades() -> None:
     block = run(ticks)
     assert column(block, "bid_cancel_x_buy_15ev")[-1] > 0.3
     assert column(block, "ask_cancel_x_sell_15ev")[-1] == 0
+
+
+def test_trades_against_a_frozen_book_count_when_apart() -> None:
+    """Trades that leave the book alone add up; fills of one order count once, a change resets."""
+    calm, step = [0.1 * i for i in range(60)], 0.3
+    ticks = quotes(calm + [6 + step * i for i in range(8)])
+    for name in ("bid_px", "ask_px", "bid_sz", "ask_sz"):
+        ticks[name][60:] = ticks[name][59]
+    ticks["action"][60:] = ord("T")
+    ticks["ts_event"][63] = ticks["ts_event"][62] + 10**8  # not further than 0.1 s
+    ticks["bid_sz"][66] += 1  # and the next one left this book as it was
+    ticks["bid_sz"][67] += 1
+    frozen = column(run(ticks, BY_EVENTS), "frozen_book_trades")
+    assert not frozen[:60].any()
+    age = 0.1 + step * np.array([0, 1, 2, 2 + 1 / 3, 4, 5])
+    # before, a wait was 0.1 s and every event changed the book; the scales move a little since
+    expected = np.array([1, 2, 3, 3, 4, 5]) * np.log1p(age / 0.1)
+    np.testing.assert_allclose(frozen[60:66], expected, rtol=0.1)
+    assert frozen[66] == 0
+    assert 0 < frozen[67] < frozen[60] * 3
+
+
+def test_wash_runs_and_crossed_runs_count_on_and_break() -> None:
+    """Trades back and forth, and crossed events, in a row: one that is not ends the run."""
+    ticks = quotes([0.1 * i for i in range(80)])
+    ticks["action"][70:76] = ord("T")
+    ticks["size"][70:76] = 5
+    ticks["side"][70:76] = [ord(c) for c in "ABABBA"]
+    ticks["ask_px"][[71, 72, 74]] = ticks["bid_px"][[71, 72, 74]] - [0, CENT, CENT]
+    block = run(ticks, BY_EVENTS)
+    runs = np.expm1(column(block, "wash_run")[70:77])
+    np.testing.assert_allclose(runs, [0, 1, 2, 3, 0, 1, 0], rtol=1e-6)
+    runs = np.expm1(column(block, "crossed_events")[70:76])
+    np.testing.assert_allclose(runs, [0, 1, 2, 0, 1, 0], rtol=1e-6)
+
+
+def test_a_burst_after_a_gap_counts_up_to_the_events_that_were_missing() -> None:
+    """A feed that delivers late what it held back: 2 s of silence, then 20 events at once."""
+    calm = [0.1 * i for i in range(80)]
+    silence = quotes([*calm, *(9.9 + 0.001 * i for i in range(30))])
+    no_burst = quotes([*calm, *(9.9 + 0.1 * i for i in range(30))])
+    no_gap = quotes([*calm, *(8.0 + 0.001 * i for i in range(30))])
+    after = slice(81, None)
+    count = np.expm1(column(run(silence, BY_EVENTS), "gap_burst_count"))[after]
+    np.testing.assert_allclose(count[:15], 0.99 * np.arange(1, 16), rtol=0.02)
+    assert count.max() < 22  # as many as were missing
+    for name in ("gap_burst_count", "gap_burst_strength"):
+        most = column(run(silence, BY_EVENTS), name)[after].max()
+        assert most > 2.5
+        assert column(run(no_burst, BY_EVENTS), name)[after].max() < most / 2, name
+        assert column(run(no_gap, BY_EVENTS), name)[after].max() < most, name
 
 
 # --- snapshots ------------------------------------------------------------------------------------

@@ -58,8 +58,9 @@ def test_features_of_a_rough_stream_equal_the_oracle(seed: int) -> None:
 def test_features_of_a_repetitive_stream_equal_the_oracle(seed: int) -> None:
     """What ordinary streams seldom do, this one does: undo, trade back and forth, stand, burst."""
     block = compare_ticks(QUICK, repetitive(1200, 2, seed))
-    seldom = [n for n in QUICK.names if n.startswith(("undo", "pingpong", "same_size", "gap_then"))]
-    assert len(seldom) == 8
+    rare = ("undo", "pingpong", "same_size", "gap_", "frozen", "wash_run")
+    seldom = [n for n in QUICK.names if n.startswith(rare)]
+    assert len(seldom) == 12
     for name in seldom:
         assert (block.values[:, QUICK.names.index(name)] > 0).mean() > 0.01, name
 
