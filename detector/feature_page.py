@@ -19,9 +19,15 @@ instrument it was never trained on.
 ## Words
 
 - **w**, `15ev`: the last 15 events of the instrument, this one included, since its windows began.
-- **over h**, `100ms`, `1s`, `10s`, `60s`: an exponentially decaying window in event time with
+- **v**, `8ev`, `8tr`: the last 8 events; of trades, the last 8 trades.
+- **over h**, `20ms`, `50ms`, `200ms`, `1s`: an exponentially decaying window in event time with
   half-life h. What happened d seconds ago counts 2^(-d/h). E = h / (ln 2 x mean wait) events are
   expected in it.
+- **looks back on**: what the feature is computed from, beside the slow scales. `tick`: this tick
+  and what the market stands at; `events`: a number of events or trades; `time`: a decaying window
+  of a fraction of a second. A score may weigh `time` and the rest as two groups.
+- **alone**: made for anomalies that show in one feature only, so a score may judge these by
+  themselves too: {lone}.
 - **reference price**: the mid. In a market without a book, the trade price; when the first
   two-sided book appears the mid takes over, and the step between the two is no return.
 - **slog**: what the definition says, x, is given as sign(x) log(1 + \\|x\\|).
@@ -59,24 +65,22 @@ Where a market lacks something:
   imbalance is then 0, and the order-flow imbalance counts better minus worse quotes.
 - **cancels**: with only quotes (`N`) they are inferred as above; otherwise their shares are 0.
 - **trades**: the trade features are 0, their expected rate too.
-- **a book**: features of the book are 0; the trade price is the reference price, and its mean
-  absolute change takes the place of the mean spread.
+- **a book**: features of the book, its age included, are 0; the trade price is the reference
+  price, and its mean absolute change takes the place of the mean spread.
 - **one side of the book**: its size is 0; the spread and the reference price stay the last known.
 - **a trade record without a book**, in a market that has one: the book stays as it was.
 - **prices that are zero or negative**: no logarithm is taken and the log return is 0; changes in
   units of the mean spread are computed as ever.
-- **`ts_recv`**: the latency is 0.
 
 ## Time, gaps, warm-up
 
-- An instrument of ticks is ready from its 64th event on, once its short window is full and 60 s
-  of event time have passed since its windows began: the decaying windows have to fill, too. One
-  of vectors is ready from its 64th event on.
+- An instrument of ticks is ready from its 64th event on, once its short window is full and 5 s
+  of event time have passed since its windows began: five half-lives fill the slowest decaying
+  window to 97 %. One of vectors is ready from its 64th event on.
 - Silence of more than 30 minutes ends the session (halt, night, weekend): every window begins
   anew with the next tick, which is not compared with the one before the gap, so that the
   overnight move is no return; `ready` comes back with the 15th event
-  after 60 s. The slow scales stay. A
-  shorter silence only lets the decaying windows fade.
+  after 5 s. The slow scales stay. A shorter silence only lets the decaying windows fade.
 - A late tick (before the instrument's latest) counts as simultaneous with the latest. The second
   tick in a row that is late by more than 30 minutes shows that the clock, not the tick, was
   wrong: the instrument starts over, scales included. So it does 7 days away from its latest tick.
@@ -115,6 +119,7 @@ def page(features: tuple[Feature, ...], columns: tuple[Feature, ...]) -> str:
     """
     return _PAGE.format(
         count=len(features),
+        lone=", ".join(f"`{f.name}`" for f in features if f.lone),
         scales="\n".join(f"| {name} | {what} |" for name, what in SCALES),
         ticks=_table(features),
         columns=_table(columns),
@@ -125,10 +130,14 @@ def _table(features: tuple[Feature, ...]) -> str:
     groups = list(dict.fromkeys(f.group for f in features))
     rows = sorted(features, key=lambda f: groups.index(f.group))
     lines = [
-        f"| `{f.name}` | {f.group} | {f.unit} | {f.definition.replace('|', chr(92) + '|')} "
-        f"| {f.source} |"
+        f"| `{f.name}` | {f.group} | {f.unit} | {f.window} "
+        f"| {f.definition.replace('|', chr(92) + '|')} | {f.source} |"
         for f in rows
     ]
     return "\n".join(
-        ["| feature | group | unit | definition | source |", "|---|---|---|---|---|", *lines]
+        [
+            "| feature | group | unit | looks back on | definition | source |",
+            "|---|---|---|---|---|---|",
+            *lines,
+        ]
     )

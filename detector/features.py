@@ -40,8 +40,12 @@ class FeatureSpec:
         Column names; only and always with kind "vector".
     short_window
         Events in the short window.
+    recent_window
+        Events, and trades, in the window of the most recent ones: at most those of the short
+        window; ticks only.
     half_lives_s
-        Half-lives of the four decaying windows, ascending; ticks only.
+        Four half-lives, ascending: of a count of events, of the two decaying windows, and of a
+        count of ping-pong trades; ticks only.
     long_window
         Events that the long window of a column looks back on; vectors only.
     slow_window
@@ -49,6 +53,7 @@ class FeatureSpec:
     warmup, warmup_s
         Events of an instrument before its first ready one, and the event time that has to pass
         since its windows began: the decaying windows have to fill, too.
+        Five half-lives of the slowest fill it to 97 %.
     gap_s
         A silence longer than this ends the session: all windows begin anew, only the slow scales
         stay. 0: never.
@@ -59,11 +64,12 @@ class FeatureSpec:
     kind: Literal["tick", "vector"] = "tick"
     columns: tuple[str, ...] = ()
     short_window: int = 15
-    half_lives_s: tuple[float, float, float, float] = (0.1, 1.0, 10.0, 60.0)
+    recent_window: int = 8
+    half_lives_s: tuple[float, float, float, float] = (0.02, 0.05, 0.2, 1.0)
     long_window: int = 256
     slow_window: int = 2000
     warmup: int = 64
-    warmup_s: float = 60.0
+    warmup_s: float = 5.0
     gap_s: float = 1800.0
     jump_s: float = 7 * DAY_S
 
@@ -79,6 +85,7 @@ class FeatureSpec:
             raise ValueError(f"columns: {self.columns!r} name one twice")
         for name, low, high in (
             ("short_window", 2, 128),
+            ("recent_window", 2, self.short_window if self.kind == "tick" else 128),
             ("long_window", 2, 10**6),
             ("slow_window", 16, 10**7),
             ("warmup", 2, 10**6),
@@ -101,7 +108,7 @@ class FeatureSpec:
     def features(self) -> tuple[Feature, ...]:
         """The features, in the order of the columns of a `FeatureBlock`."""
         if self.kind == "tick":
-            return tick_features(self.short_window, self.half_lives_s)
+            return tick_features(self.short_window, self.recent_window, self.half_lives_s)
         return vector_features(self.columns, self.short_window, self.long_window)
 
     @cached_property
@@ -110,18 +117,19 @@ class FeatureSpec:
         return tuple(f.name for f in self.features)
 
     def tail_groups(self) -> npt.NDArray[np.int8]:
-        """`(F,)` int8: 1 for what decays within a second, 0 for everything else.
+        """Group of each feature, `(F,)` int8: 1 over a decaying window, 0 otherwise.
 
-        The tails of each group of features are summed apart, see `model.Tails`.
+        A burst moves all features over decaying windows at once, and few of the others: a score
+        weighs the two groups on their own.
         """
-        if self.kind != "tick":
-            return np.zeros(len(self.names), np.int8)
-        short = tuple(f"_{h * 1e3:g}ms" for h in self.half_lives_s if h < 1)
-        return np.array([name.endswith(short) for name in self.names], np.int8)
+        return np.array([f.window == "time" for f in self.features], np.int8)
 
     def lone_features(self) -> npt.NDArray[np.bool_]:
-        """`(F,)` bool: features each judged by itself too, see `model.Rarity`."""
-        return np.zeros(len(self.names), np.bool_)
+        """Whether each feature, `(F,)` bool, is made for anomalies that show in it alone.
+
+        A score over all features dilutes such an anomaly: it may judge these by themselves too.
+        """
+        return np.array([f.lone for f in self.features], np.bool_)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -237,9 +245,10 @@ class FeatureBank:
         self._par[k.P_WARMUP] = spec.warmup
         self._par[k.P_WARMUP_TIME] = round(spec.warmup_s * NS_PER_S)
         self._par[k.P_SHORT] = spec.short_window
+        self._par[k.P_RECENT] = spec.recent_window
         self._par[k.P_LONG] = spec.long_window
         self._par[k.P_SLOW] = spec.slow_window
-        self._rates = math.log(2) / np.array(spec.half_lives_s)
+        self._rates = 1.0 / np.array(spec.half_lives_s)
         self._kernel: Any = k.update_ticks if spec.kind == "tick" else k.update_vectors
         self._rows = _rows(spec, max_instruments)
         self._keys = np.zeros(max_instruments, np.int64)
@@ -344,8 +353,8 @@ class FeatureBank:
             k.touch(np.int64(slot), self._links)
 
 
-def features_table(spec: FeatureSpec = DEFAULT) -> list[dict[str, str]]:
-    """One row per feature, in order: name, group, unit, definition, source."""
+def features_table(spec: FeatureSpec = DEFAULT) -> list[dict[str, Any]]:
+    """One row per feature, in order: name, group, unit, window, definition, source, lone."""
     return [asdict(feature) for feature in spec.features]
 
 
@@ -358,10 +367,11 @@ def _rows(spec: FeatureSpec, n: int) -> dict[str, npt.NDArray[Any]]:
     """State matrices, zero, in the order in which the kernels take them."""
     w = spec.short_window
     if spec.kind == "tick":
+        recent = k.S_RECENT + spec.recent_window * (1 + k.TRADE_LINE)
         return {
-            "floats": np.zeros((n, k.F_BLOCK + k.WIDE * (w + 1))),
-            "singles": np.zeros((n, k.NARROW * (w + 1)), np.float32),
-            "ints": np.zeros((n, k.I_RING + 2 * w), np.int64),
+            "floats": np.zeros((n, k.F_BLOCK + k.WIDE * (w + 2))),
+            "singles": np.zeros((n, recent + k.NARROW * (w + 2)), np.float32),
+            "ints": np.zeros((n, k.I_RING + w), np.int64),
             "hashes": np.zeros((n, k.HASHES), np.uint32),
         }
     width = k.V_RING + w + len(spec.columns) * (k.COLUMN_STATE + w)
@@ -429,13 +439,25 @@ def _check_snapshot(
         np.sort(arrays["order"]), np.arange(used)
     ):
         raise ValueError("feature snapshot: an instrument or a row occurs twice")
-    for column, most in ((k.I_POS, spec.short_window - 1), (k.I_COUNT, spec.short_window),
-                         (k.I_HASH_POS, k.HASHES - 1)):  # fmt: skip
-        # the kernels index by these without a check
-        found = arrays["ints"][:, column]
-        if used and (found.min() < 0 or found.max() > most):
+    _check_positions(arrays["ints"], spec)
+    return used
+
+
+def _check_positions(ints: npt.NDArray[np.int64], spec: FeatureSpec) -> None:
+    """Raise ValueError unless the kernels, which do not check, may index by what rows say."""
+    positions = {k.I_POS: spec.short_window - 1, k.I_COUNT: spec.short_window}
+    if spec.kind == "tick":
+        positions |= {
+            k.I_WAIT_POS: k.GAP_EVENTS - 1,
+            k.I_RECENT_POS: spec.recent_window - 1,
+            k.I_TRADE_POS: spec.recent_window - 1,
+            k.I_TRADE_COUNT: spec.recent_window,
+            k.I_HASH_POS: k.HASHES - 1,
+        }
+    for column, most in positions.items():
+        found = ints[:, column]
+        if len(found) and (found.min() < 0 or found.max() > most):
             raise ValueError(
                 f"feature snapshot: a ring position of {found.min()} or {found.max()}; "
                 f"allowed: 0 to {most}"
             )
-    return used

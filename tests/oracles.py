@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detector.features import FeatureSpec
-from detector.ticks import UNDEFINED_PRICE, UNDEFINED_TIME, Quality
+from detector.ticks import UNDEFINED_PRICE, Quality
 
 OUTLIER = 32.0
 NS = 1e-9
@@ -40,6 +40,11 @@ def slog(x: float) -> float:
 def log_ratio(a: float, b: float) -> float:
     """log((a + f) / (b + f)) with f = 1 % of b, within the same bound."""
     return min(math.log((a / b + 0.01) / 1.01), math.log(1e30))
+
+
+def log_rate(found: float, expected: float) -> float:
+    """How much more than expected, both counted from one on."""
+    return math.log((found + 1) / (expected + 1))
 
 
 def ratio(a: float, b: float) -> float:
@@ -71,8 +76,9 @@ class Past:
     now: dict[str, Any] = field(default_factory=dict)  # what carries over from tick to tick
 
     def __post_init__(self) -> None:
-        capped = ("spread", "move", "r2", "depth", "dt", "trade", "latency")
-        plain = ("moving", "waiting", "trades", "cancels", "log_size")
+        capped = ("spread", "move", "r2", "depth", "dt", "trade", "flow", "book_wait")
+        plain = ("moving", "waiting", "trades", "adds", "cancels", "changes", "log_size",
+                 "book_waiting", "books")  # fmt: skip
         self.scale = {n: Scale(self.most) for n in capped}
         self.scale |= {n: Scale(self.most, capped=False) for n in plain}
         self.log_variance = 0.0
@@ -208,34 +214,53 @@ class TickOracle:
                     up, down = int(direction > 0), int(direction < 0)
                     flip = int(now.get(f"{s}_direction") == -direction)
                     now[f"{s}_direction"] = direction
-                    now[f"{s}_since"] = p.last
             flow[s] = float(e)
-            row |= {f"{s}_up": up, f"{s}_down": down, f"{s}_flip": flip}
+            row |= {f"{s}_up": up, f"{s}_down": down, f"{s}_flip": flip, f"{s}_move": up - down}
         row["ofi"] = flow["bid"] - flow["ask"]
         row["flips"] = row["bid_flip"] + row["ask_flip"]
 
+        changes = row["changes"] = abs(row["bid_move"]) + abs(row["ask_move"])
+
+        # the book as a whole
+        now.setdefault("book_since", p.last)
+        now.setdefault("book_events", 0)
+        row["has_book"] = int(book["bid"] is not None or book["ask"] is not None)
+        row["stood"], row["stood_events"] = (p.last - now["book_since"]) * NS, now["book_events"]
+        books = now.setdefault("books", [])
+        changed = bool(books) and book != books[-1]
+        row["undo"] = int(changed and len(books) > 1 and book == books[-2])
+        books.append(book)
+        if changed:
+            now["book_since"], now["book_events"] = p.last, 0
+        elif len(books) > 1:
+            now["book_events"] += 1
+        row["changed"] = int(changed)
+        row["left"] = int(len(books) > 1 and not changed and row["has_book"])
+        row["age"], row["age_events"] = (p.last - now["book_since"]) * NS, now["book_events"]
+
         # adds and cancels
-        add = 0
+        adds = {"bid": 0, "ask": 0}
         cancelled = {"bid": 0.0, "ask": 0.0}
         cancels = {"bid": 0, "ask": 0}
         if action in "AC" and side in "AB":
             s = "bid" if side == "B" else "ask"
             if action == "A":
-                add = 1
+                adds[s] = 1
             else:
                 cancels[s], cancelled[s] = 1, float(tick["size"])
         elif action in "ACMN":
-            add = int(max(flow.values()) > 0)
+            adds = {s: int(flow[s] > 0) for s in flow}
             cancels = {s: int(flow[s] < 0) for s in flow}
             cancelled = {s: max(-flow[s], 0.0) for s in flow}
-        row |= {"add": add, "bid_cancel": cancels["bid"], "ask_cancel": cancels["ask"]}
+        row |= {"bid_add": adds["bid"], "ask_add": adds["ask"], "add": max(adds.values())}
+        row |= {"bid_cancel": cancels["bid"], "ask_cancel": cancels["ask"]}
         row["cancelled"] = sum(cancelled.values())
 
         # trades
         ref_before, mids_before = now.get("ref"), now.get("mids", False)
         row |= {"trade": int(trade), "buy": 0, "sell": 0, "volume": 0.0, "signed": 0.0}
-        row |= {"effective": 0.0, "priced": 0.0, "price": 0.0, "roll": 0.0, "pair": 0}
-        row |= {"buy_half": 0.0, "sell_half": 0.0}
+        row |= {"effective": 0.0, "same": 0, "pingpong": 0}
+        row |= {"buy_half": 0.0, "sell_half": 0.0, "sign": 0}
         size_z = 0.0
         if trade:
             price = None if tick["price"] == UNDEFINED_PRICE else int(tick["price"])
@@ -249,18 +274,16 @@ class TickOracle:
             volume = float(tick["size"]) or 1.0
             row |= {"buy": int(sign > 0), "sell": int(sign < 0), "volume": volume}
             row |= {"buy_half": (1 + sign) / 2, "sell_half": (1 - sign) / 2}
-            row["signed"] = sign * volume
+            row |= {"signed": sign * volume, "sign": sign}
+            earlier = [r for r in p.rows if r["trade"]]
+            if earlier and earlier[-1]["volume"] == volume:
+                row |= {"same": 1, "pingpong": int(earlier[-1]["sign"] * sign < 0)}
             log_size = math.log(volume)
             if scale["trade"].count >= 8:
                 size_z = (log_size - scale["log_size"].mean) / (math.sqrt(p.log_variance) + 0.1)
             if price is not None:
-                row |= {"priced": volume, "price": float(price)}
                 if mids_before:
                     row["effective"] = 2.0 * sign * (price - ref_before)
-                if last is not None:
-                    if "change" in now:
-                        row |= {"roll": float((price - last) * now["change"]), "pair": 1}
-                    now["change"] = price - last
                 now["trade"], now["sign"] = price, sign
 
         # reference price
@@ -284,23 +307,10 @@ class TickOracle:
         p.rows.append(row)
 
         values = self.values(p, row, size_z)
-        latency = None
-        if tick["ts_recv"] not in (0, UNDEFINED_TIME) and tick["ts_recv"] < 2**63:
-            latency = max(int(tick["ts_recv"]) - int(tick["ts_event"]), 0) * NS
-            values["feed_latency"] = slog(ratio(latency, scale["latency"].mean))
-        if book["bid"] is not None:
-            since = now.get("bid_since", p.now.setdefault("begin", p.last))
-            values["bid_age"] = slog(ratio((p.last - since) * NS, values["wait"]))
-        if book["ask"] is not None:
-            since = now.get("ask_since", p.now.setdefault("begin", p.last))
-            values["ask_age"] = slog(ratio((p.last - since) * NS, values["wait"]))
-        now.setdefault("begin", p.last)
         if not two_sided:
-            values["microprice_deviation"] = 0.0
+            values["microprice_deviation"] = values["crossed_depth_tick"] = 0.0
 
         # slow scales, after the features
-        if latency is not None:
-            scale["latency"].add(latency)
         if two_sided and spread > 0:
             scale["spread"].add(spread)
         if two_sided and bid_sz + ask_sz > 0:
@@ -315,8 +325,16 @@ class TickOracle:
             if wait > 0:
                 scale["dt"].add(wait)
             scale["waiting"].add(float(wait > 0))
+        if changed:
+            if row["stood"] > 0:
+                scale["book_wait"].add(row["stood"])
+            scale["book_waiting"].add(float(row["stood"] > 0))
         scale["trades"].add(float(trade))
+        scale["adds"].add(float(sum(adds.values())))
         scale["cancels"].add(float(sum(cancels.values())))
+        scale["changes"].add(float(changes))
+        scale["books"].add(float(changed))
+        scale["flow"].add(abs(row["ofi"]))
         if trade:
             scale["trade"].add(row["volume"])
             deviation = math.log(row["volume"]) - scale["log_size"].mean
@@ -328,33 +346,41 @@ class TickOracle:
     def values(self, p: Past, row: dict[str, float], size_z: float) -> dict[str, float]:
         """Features by name, from the session's rows and the scales before the last of them."""
         spec, scale = self.spec, p.scale
-        w = p.rows[-spec.short_window :]
-        n = len(w)
-        W = f"{spec.short_window}ev"
-        lives = dict(zip(("100ms", "1s", "10s", "60s"), spec.half_lives_s, strict=True))
+        w, recent = p.rows[-spec.short_window :], p.rows[-spec.recent_window :]
+        n, m = len(w), len(recent)
+        W, V = f"{spec.short_window}ev", f"{spec.recent_window}ev"
+        lives = {f"{1000 * h:g}ms" if h < 1 else f"{h:g}s": h for h in spec.half_lives_s}
+        fast, first, second, slowest = lives
 
         def total(name: str) -> float:
             return math.fsum(r[name] for r in w)
 
+        def lately(name: str) -> float:
+            return math.fsum(r[name] for r in recent)
+
         def most(name: str) -> float:
             return max(r[name] for r in w)
 
+        ages = [(row["t"] - r["t"]) * NS for r in p.rows]
+        weights = {h: [2 ** (-age / life) for age in ages] for h, life in lives.items()}
+
         def decayed(value: Any, h: str) -> float:
-            return math.fsum(value(r) * 2 ** (-(row["t"] - r["t"]) * NS / lives[h]) for r in p.rows)
+            return math.fsum(
+                weight * value(r) for weight, r in zip(weights[h], p.rows, strict=True)
+            )
 
         price = scale["spread"].mean if scale["spread"].count else scale["move"].mean
         variance = scale["r2"].mean * scale["moving"].mean
         volatility = math.sqrt(variance)
         depth, trade = scale["depth"].mean, scale["trade"].mean
         wait = scale["dt"].mean * scale["waiting"].mean
+        book_wait = scale["book_wait"].mean * scale["book_waiting"].mean
         expected = {h: ratio(s / math.log(2), wait) for h, s in lives.items()}
-        v: dict[str, float] = {"wait": wait}
+        v: dict[str, float] = {}
 
+        # what moved
         v["return_tick"] = slog(ratio(row["r"], volatility))
         v[f"return_{W}"] = slog(ratio(total("r"), volatility * math.sqrt(n)))
-        for h in ("1s", "10s", "60s"):
-            r = decayed(lambda x: x["r"], h)
-            v[f"return_{h}"] = slog(ratio(r, volatility * math.sqrt(max(expected[h] / 2, 1))))
         path = math.fsum(abs(r["move"]) for r in w)
         v[f"path_efficiency_{W}"] = ratio(abs(total("move")), path)
         v[f"range_{W}"] = slog(ratio(most("ref") - min(r["ref"] for r in w), price))
@@ -362,22 +388,21 @@ class TickOracle:
         realised = math.fsum(r["r"] ** 2 for r in w)
         bipower = math.pi / 2 * total("bipower")
         v[f"realised_variance_{W}"] = slog(ratio(realised / n, variance))
-        for h in ("1s", "10s"):
-            squares = decayed(lambda x: x["r"] ** 2, h)
-            v[f"realised_variance_{h}"] = slog(ratio(squares, variance * max(expected[h], 1)))
         v[f"bipower_variance_{W}"] = slog(ratio(bipower / n, variance))
         v[f"jump_ratio_{W}"] = max(1 - bipower / realised, 0.0) if realised > 0 else 0.0
 
+        # spread and book
         v["quoted_spread"] = slog(ratio(row["spread"], price))
         v["relative_spread"] = slog(ratio(ratio(row["spread"], row["ref"]), volatility))
         v[f"spread_mean_{W}"] = slog(ratio(total("spread") / n, price))
         v[f"spread_min_{W}"] = slog(ratio(min(r["spread"] for r in w), price))
         v[f"spread_max_{W}"] = slog(ratio(most("spread"), price))
+        v["effective_spread_tick"] = slog(ratio(row["effective"], price))
         v[f"effective_spread_{W}"] = slog(ratio(total("effective") / max(total("trade"), 1), price))
-        pairs = decayed(lambda x: x["pair"], "60s")
-        covariance = ratio(decayed(lambda x: x["roll"], "60s"), pairs)
-        v["roll_spread_60s"] = slog(ratio(2 * math.sqrt(max(-covariance, 0)), price))
+        v["crossed_locked_tick"] = row["crossed"]
         v[f"crossed_locked_{W}"] = total("crossed") / n
+        v["crossed_events"] = slog(self.last_in_a_row(p.rows, "crossed"))
+        v["crossed_depth_tick"] = slog(ratio(min(row["spread"], 0.0), price))
         imbalances = [r["imbalance"] for r in w]
         v["queue_imbalance"] = row["imbalance"]
         v[f"queue_imbalance_mean_{W}"] = mean(imbalances)
@@ -387,68 +412,189 @@ class TickOracle:
             sizes = [r[f"{s}_sz"] for r in w]
             v[f"{s}_size"] = slog(ratio(row[f"{s}_sz"], depth))
             v[f"{s}_size_max_{W}"] = slog(ratio(max(sizes), depth))
-            v[f"{s}_size_cv_{W}"] = ratio(sd(sizes), mean(sizes))
-            v[f"{s}_age"] = 0.0
             v[f"{s}_changes_{W}"] = (total(f"{s}_up") + total(f"{s}_down")) / n
             v[f"{s}_flips_{W}"] = total(f"{s}_flip") / n
             v[f"{s}_cancel_share_{W}"] = total(f"{s}_cancel") / n
-        v[f"bid_improvement_{W}"] = (total("bid_up") - total("bid_down")) / n
-        v[f"ask_improvement_{W}"] = (total("ask_down") - total("ask_up")) / n
+            v[f"{s}_cancel_share_{V}"] = lately(f"{s}_cancel") / m
+            better = 1 if s == "bid" else -1
+            v[f"{s}_improvement_{W}"] = better * total(f"{s}_move") / n
+            v[f"{s}_improvement_{V}"] = better * lately(f"{s}_move") / m
+            run = 0
+            for r in p.rows:
+                step = int(r[f"{s}_move"])
+                if step:
+                    run = run + step if run * step > 0 else step
+            v[f"{s}_run"] = slog(run)
+        has_book = row["has_book"]
+        v["book_age"] = slog(ratio(row["age"], wait)) * has_book
+        v["book_age_events"] = slog(row["age_events"]) * has_book
+        v["book_wait"] = log_ratio(row["stood"], book_wait) * has_book if book_wait > 0 else 0.0
+        v["book_wait_events"] = slog(row["stood_events"]) * has_book
+        v["frozen_book_trades"] = 0.0
+        if row["trade"] and has_book:
+            frozen = self.frozen_trades(p.rows)
+            changed_per_s = ratio(scale["books"].mean, wait)
+            v["frozen_book_trades"] = frozen * math.log(1 + row["age"] * changed_per_s)
+        v[f"undo_share_{W}"] = total("undo") / n
 
+        # order flow
         v["order_flow_imbalance_tick"] = slog(ratio(row["ofi"], depth))
         v[f"order_flow_imbalance_{W}"] = slog(ratio(total("ofi") / math.sqrt(n), depth))
         v[f"order_flow_{W}"] = slog(ratio(math.fsum(abs(r["ofi"]) for r in w) / n, depth))
-        for h in ("1s", "10s"):
-            absolute = decayed(lambda x: abs(x["ofi"]), h)
-            v[f"order_flow_imbalance_{h}"] = ratio(decayed(lambda x: x["ofi"], h), absolute + depth)
+        v[f"add_imbalance_{V}"] = (lately("bid_add") - lately("ask_add")) / max(lately("add"), 1)
+
+        # trades
         trades = total("trade")
         v[f"trade_share_{W}"] = trades / n
         v[f"trade_sign_imbalance_{W}"] = (total("buy") - total("sell")) / max(trades, 1)
         v[f"signed_volume_imbalance_{W}"] = ratio(total("signed"), total("volume"))
-        volume = decayed(lambda x: x["volume"], "10s")
-        v["signed_volume_imbalance_10s"] = ratio(decayed(lambda x: x["signed"], "10s"),
-                                                 volume + trade)  # fmt: skip
         v[f"volume_{W}"] = slog(ratio(total("volume"), trade))
         v[f"largest_trade_{W}"] = slog(ratio(most("volume"), trade))
+        v["trade_size_tick"] = slog(ratio(row["volume"], trade))
         v["trade_size_z"] = slog(size_z)
-        for h in ("1s", "10s"):
-            count = decayed(lambda x: x["trade"], h)
-            usual = expected[h] * scale["trades"].mean
-            v[f"trade_rate_{h}"] = math.log((count + 1) / (usual + 1))
-            count = decayed(lambda x: x["bid_cancel"] + x["ask_cancel"], h)
-            usual = expected[h] * scale["cancels"].mean
-            v[f"cancel_rate_{h}"] = math.log((count + 1) / (usual + 1))
-        priced = decayed(lambda x: x["priced"], "60s")
-        paid = decayed(lambda x: x["priced"] * x["price"], "60s")
-        v["vwap_deviation_60s"] = slog(ratio(row["ref"] - paid / priced, price)) if priced else 0.0
-        slope = ratio(decayed(lambda x: x["move"] * x["signed"], "60s"),
-                      decayed(lambda x: x["signed"] ** 2, "60s") + trade**2)  # fmt: skip
-        v["kyle_lambda_60s"] = slog(ratio(slope * trade, price))
-        v["amihud_10s"] = 0.0
-        if trade > 0:
-            moved = ratio(decayed(lambda x: abs(x["r"]), "10s"), volatility)
-            v["amihud_10s"] = slog(moved / (volume / trade + 1))
+        v |= self.last_trades(p, trade, wait)
+        v["wash_run"] = 0.0
+        if row["trade"]:
+            v["wash_run"] = slog(self.last_in_a_row([r for r in p.rows if r["trade"]], "pingpong"))
+        for h in (second, slowest):
+            v[f"pingpong_{h}"] = slog(decayed(lambda x: x["pingpong"], h))
 
+        # arrivals
         v["inter_arrival"] = v[f"inter_arrival_mean_{W}"] = 0.0
         waits = [r["dt"] for r in w]
+        gap = 0.0
         if wait > 0:
             v["inter_arrival"] = log_ratio(row["dt"], wait)
             v[f"inter_arrival_mean_{W}"] = log_ratio(mean(waits), wait)
+            gap = max(log_ratio(max(r["dt"] for r in p.rows[-25:]), wait), 0.0)
+        v["gap_then_burst_25ev"] = math.log(1 + decayed(lambda _: 1, second)) * gap
+        v["gap_burst_count"], v["gap_burst_strength"] = self.gap_burst(p.rows, wait)
         v[f"inter_arrival_cv_{W}"] = ratio(sd(waits), mean(waits))
-        for h in ("100ms", "1s", "10s"):
-            v[f"message_rate_{h}"] = math.log((decayed(lambda _: 1, h) + 1) / (expected[h] + 1))
-        events, minute = decayed(lambda _: 1, "1s"), decayed(lambda _: 1, "60s")
-        v["burst_ratio_1s_60s"] = math.log((events + 1) / (minute / 60 + 1))
+        longest, *others = sorted((r["dt"] for r in recent), reverse=True)
+        v[f"wait_dominance_{V}"] = math.log((longest + 1e-4) / (math.fsum(others) + 1e-4))
+        events = decayed(lambda _: 1, fast)
+        v[f"message_rate_{fast}"] = math.log((events + 1) / (expected[fast] + 1))
+
+        # adds and cancels
+        for L, size, of in ((W, n, total), (V, m, lately)):
+            cancels = of("bid_cancel") + of("ask_cancel")
+            v[f"add_share_{L}"] = of("add") / size
+            v[f"cancel_to_trade_{L}"] = math.log((cancels + 1) / (of("trade") + 1))
         cancels = total("bid_cancel") + total("ask_cancel")
-        v[f"add_share_{W}"] = total("add") / n
-        v[f"cancel_to_trade_{W}"] = math.log((cancels + 1) / (trades + 1))
         v[f"cancel_imbalance_{W}"] = (total("bid_cancel") - total("ask_cancel")) / max(cancels, 1)
+        v["cancel_size_tick"] = slog(ratio(row["cancelled"], depth))
         v[f"cancelled_volume_{W}"] = slog(ratio(total("cancelled"), depth))
         v[f"largest_cancel_{W}"] = slog(ratio(most("cancelled"), depth))
         v[f"bid_cancel_x_buy_{W}"] = math.sqrt(total("bid_cancel") * total("buy")) / n
         v[f"ask_cancel_x_sell_{W}"] = math.sqrt(total("ask_cancel") * total("sell")) / n
-        v["flip_share_10s"] = decayed(lambda x: x["flips"], "10s") / decayed(lambda _: 1, "10s")
-        v["feed_latency"] = 0.0
+
+        # the two decaying windows
+        for h in (first, second):
+            D = {
+                name: decayed(lambda x, name=name: x[name], h)
+                for name in (
+                    "ofi", "trade", "volume", "signed", "buy", "sell", "buy_half", "sell_half",
+                    "bid_add", "ask_add", "bid_cancel", "ask_cancel", "changes", "bid_move",
+                    "ask_move", "flips", "undo",
+                )
+            }  # fmt: skip
+            events = decayed(lambda _: 1, h)
+            E = expected[h]
+            net = decayed(lambda x: x["r"], h)
+            v[f"return_{h}"] = slog(ratio(net, volatility * math.sqrt(max(E / 2, 1))))
+            squares = decayed(lambda x: x["r"] ** 2, h)
+            v[f"realised_variance_{h}"] = slog(ratio(squares, variance * max(E, 1)))
+            absolute = decayed(lambda x: abs(x["r"]), h)
+            v[f"absolute_return_{h}"] = log_rate(ratio(absolute, volatility), 0.3 * E)
+            flow = decayed(lambda x: abs(x["ofi"]), h)
+            v[f"order_flow_imbalance_{h}"] = ratio(D["ofi"], flow + depth)
+            v[f"order_flow_{h}"] = log_rate(
+                ratio(flow, depth), E * ratio(scale["flow"].mean, depth)
+            )
+            v[f"message_rate_{h}"] = log_rate(events, E)
+            v[f"trade_rate_{h}"] = log_rate(D["trade"], E * scale["trades"].mean)
+            v[f"volume_{h}"] = log_rate(ratio(D["volume"], trade), E * scale["trades"].mean)
+            v[f"signed_volume_imbalance_{h}"] = ratio(D["signed"], D["volume"] + trade)
+            v[f"net_buys_{h}"] = slog(D["buy"] - D["sell"])
+            v[f"add_rate_{h}"] = log_rate(D["bid_add"] + D["ask_add"], E * scale["adds"].mean)
+            v[f"net_bid_adds_{h}"] = slog(D["bid_add"] - D["ask_add"])
+            bids, asks = D["bid_cancel"], D["ask_cancel"]
+            v[f"cancel_rate_{h}"] = log_rate(bids + asks, E * scale["cancels"].mean)
+            v[f"net_bid_cancels_{h}"] = slog(bids - asks)
+            v[f"cancel_imbalance_{h}"] = (bids - asks) / (bids + asks + 1)
+            v[f"bid_cancel_x_buy_{h}"] = math.sqrt(bids * D["buy_half"]) / (events + 1)
+            v[f"ask_cancel_x_sell_{h}"] = math.sqrt(asks * D["sell_half"]) / (events + 1)
+            v[f"price_change_rate_{h}"] = log_rate(D["changes"], E * scale["changes"].mean)
+            v[f"bid_improvement_{h}"] = slog(D["bid_move"])
+            v[f"ask_improvement_{h}"] = slog(-D["ask_move"])
+            v[f"flips_{h}"] = slog(D["flips"])
+            v[f"undos_{h}"] = slog(D["undo"])
+        return v
+
+    @staticmethod
+    def last_in_a_row(rows: list[dict[str, float]], name: str) -> int:
+        """How many rows at the end have it."""
+        run = 0
+        for r in rows:
+            run = run + 1 if r[name] else 0
+        return run
+
+    @staticmethod
+    def frozen_trades(rows: list[dict[str, float]]) -> int:
+        """Trades, since the book last changed, that left it alone and came 0.1 s after others."""
+        count = 0
+        last: float | None = None
+        for r in rows:
+            if r["changed"]:
+                count = 0
+            if r["trade"]:
+                apart = last is None or r["t"] - last > 100_000_000
+                count += int(r["left"] and apart)
+                last = r["t"]
+        return count
+
+    @staticmethod
+    def gap_burst(rows: list[dict[str, float]], usual_wait: float) -> tuple[float, float]:
+        """Events beyond the expected after the gap, up to its length; both multiplied, faded."""
+        times = [r["t"] for r in rows]
+        gap, end, events = 0.0, times[0], 0
+        for before, t in zip([times[0], *times], times, strict=False):
+            if (t - before) * NS > gap * 2 ** (-(t - end) * NS / 0.3):
+                gap, end, events = (t - before) * NS, t, 0
+            else:
+                events += 1
+        since = (times[-1] - end) * NS
+        length, expected = ratio(gap, usual_wait), ratio(since, usual_wait)
+        strength = slog(length * events / (1 + expected)) * 2 ** (-since / 0.3)
+        return slog(min(length, max(events - expected, 0))), strength
+
+    def last_trades(self, p: Past, usual_size: float, usual_wait: float) -> dict[str, float]:
+        """Features of the last trades: of this one, and 0 between trades."""
+        most = self.spec.recent_window
+        T = f"{most}tr"
+        names = ("trade_size_mean", "trade_size_sd", "trade_span", "same_size_share",
+                 "pingpong_share")  # fmt: skip
+        v = {f"{name}_{T}": 0.0 for name in names}
+        v["trade_run"] = 0.0
+        if not p.rows[-1]["trade"]:
+            return v
+        run = 0
+        for r in reversed(p.rows):
+            if not r["trade"]:
+                break
+            run += 1
+        v["trade_run"] = slog(run)
+        trades = [r for r in p.rows if r["trade"]][-most:]
+        v[f"trade_size_mean_{T}"] = slog(ratio(mean([r["volume"] for r in trades]), usual_size))
+        v[f"trade_size_sd_{T}"] = sd([math.log(r["volume"]) for r in trades])
+        v[f"same_size_share_{T}"] = mean([r["same"] for r in trades])
+        v[f"pingpong_share_{T}"] = mean([r["pingpong"] for r in trades])
+        if len(trades) == most and usual_wait > 0:
+            span = (trades[-1]["t"] - trades[0]["t"]) * NS
+            share = p.scale["trades"].mean
+            if share > 0:
+                usual = most * usual_wait / share
+                v[f"trade_span_{T}"] = math.log((span / usual + 0.02) / 1.02)
         return v
 
 

@@ -42,6 +42,24 @@ def market(n: int, instruments: int, seed: int) -> TickArray:
     return ticks
 
 
+def repetitive(n: int, instruments: int, seed: int) -> TickArray:
+    """A market of few prices and sizes: it undoes itself, trades back and forth, stands, bursts."""
+    rng = np.random.default_rng(seed)
+    ticks = market(n, instruments, seed)
+    mid = 10_000 + np.cumsum(rng.integers(-1, 2, n) * (rng.random(n) < 0.3)) % 3
+    ticks["bid_px"] = mid * CENT
+    ticks["ask_px"] = (mid + 1) * CENT
+    ticks["bid_sz"], ticks["ask_sz"] = rng.integers(1, 3, (2, n))
+    ticks["size"] = rng.integers(1, 3, n)
+    ticks["action"] = np.repeat(rng.choice([ord(c) for c in "ACTTN"], n), 3)[:n]
+    standing = np.repeat(rng.random(n) < 0.3, 4)[:n]
+    for name in ("bid_px", "ask_px", "bid_sz", "ask_sz"):
+        ticks[name][standing] = ticks[name][0]
+    pauses = np.cumsum(rng.exponential(5e8, n) * (rng.random(n) < 0.03)).astype(np.uint64)
+    ticks["ts_event"] += pauses
+    return ticks
+
+
 def roughened(ticks: TickArray, seed: int) -> TickArray:
     """The same stream, as a broken feed would send it.
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detector import definitions
+from detector import kernels as k
 from detector.features import (
     DEFAULT,
     FeatureBank,
@@ -66,9 +68,42 @@ def test_default_has_enough_distinct_and_described_features() -> None:
 
 def test_heavy_tailed_features_come_first() -> None:
     """The kernel compresses the first columns: just those whose unit says so."""
-    for spec, heavy in ((DEFAULT, 48), (vector_spec(("a", "b", "c")), 26)):
+    for spec, heavy in ((DEFAULT, 83), (vector_spec(("a", "b", "c")), 26)):
         compressed = [f.unit in {"slog", "log"} for f in spec.features]
         assert compressed == [True] * heavy + [False] * (len(spec.names) - heavy)
+
+
+def test_every_output_is_defined_once() -> None:
+    """A feature is added or left out in two places; they agree."""
+    assert len(DEFAULT.names) == k.TICK_OUTPUTS
+    assert sorted(row[0] for row in definitions._TICK) == list(range(k.TICK_OUTPUTS))
+
+
+def test_tail_groups_tell_decaying_windows_from_the_rest() -> None:
+    """What looks back on a fraction of a second is one group, all else another."""
+    groups = DEFAULT.tail_groups()
+    assert groups.dtype == np.int8
+    in_time = {f.name for f in DEFAULT.features if f.window == "time"}
+    assert {n for n, g in zip(DEFAULT.names, groups, strict=True) if g == 1} == in_time
+    assert in_time == {n for n in DEFAULT.names if n.endswith(("_20ms", "_50ms", "_200ms"))}
+    assert not vector_spec(("a", "b")).tail_groups().any()
+
+
+def test_lone_features_are_those_made_for_one_anomaly() -> None:
+    """Six features of ticks are judged by themselves too, none of vectors."""
+    lone = DEFAULT.lone_features()
+    assert lone.dtype == np.bool_
+    assert {n for n, alone in zip(DEFAULT.names, lone, strict=True) if alone} == {
+        "crossed_events",
+        "frozen_book_trades",
+        "gap_burst_count",
+        "gap_burst_strength",
+        "gap_then_burst_25ev",
+        "wash_run",
+    }
+    assert not (lone & (DEFAULT.tail_groups() == 1)).any()
+    vector = vector_spec(("a", "b"))
+    assert vector.lone_features().tolist() == [False] * len(vector.names)
 
 
 def test_document_is_in_step() -> None:
@@ -89,7 +124,8 @@ def test_fingerprint_tells_specs_apart() -> None:
     specs = [
         DEFAULT,
         FeatureSpec(short_window=16),
-        FeatureSpec(half_lives_s=(0.1, 1.0, 10.0, 61.0)),
+        FeatureSpec(recent_window=9),
+        FeatureSpec(half_lives_s=(0.02, 0.05, 0.2, 2.0)),
         FeatureSpec(warmup=65),
         FeatureSpec(gap_s=60.0),
         vector_spec(("a",)),
@@ -110,8 +146,10 @@ def test_fingerprint_tells_specs_apart() -> None:
         ({"short_window": 15.0}, "short_window"),
         ({"slow_window": 0}, "slow_window"),
         ({"warmup": True}, "warmup"),
-        ({"half_lives_s": (1.0, 1.0, 10.0, 60.0)}, "half_lives_s"),
-        ({"half_lives_s": (0.0, 1.0, 10.0, 60.0)}, "half_lives_s"),
+        ({"recent_window": 1}, "recent_window"),
+        ({"recent_window": 16}, "recent_window"),
+        ({"half_lives_s": (0.05, 0.05, 0.2, 1.0)}, "half_lives_s"),
+        ({"half_lives_s": (0.0, 0.05, 0.2, 1.0)}, "half_lives_s"),
         ({"gap_s": -1.0}, "gap_s"),
         ({"jump_s": 0.0}, "jump_s"),
         ({"jump_s": float("nan")}, "jump_s"),
@@ -185,13 +223,18 @@ def test_ready_from_the_64th_event() -> None:
         assert ready[63:].all()
 
 
-def test_ready_after_a_minute() -> None:
-    """However many events there are, windows have to be a minute old, anew after a gap."""
-    times = [0.1 * i for i in range(700)]
+def test_ready_after_five_seconds() -> None:
+    """However many events there are, windows have to be five seconds old, anew after a gap."""
+    times = [0.05 * i for i in range(150)]
     block = run(quotes(times + [3600 * 16 + t for t in times]))
-    for start in (0, 700):
-        assert not block.ready[start : start + 600].any()
-        assert block.ready[start + 600 : start + 700].all()
+    for start in (0, 150):
+        assert not block.ready[start : start + 100].any()
+        assert block.ready[start + 100 : start + 150].all()
+
+
+def test_decaying_windows_are_full_when_an_instrument_is_ready() -> None:
+    """The default time is five half-lives of the slowest: 97 % of what a full window holds."""
+    assert 0.5 ** (DEFAULT.warmup_s / max(DEFAULT.half_lives_s)) <= 0.03125
 
 
 def test_a_gap_empties_the_windows_and_keeps_the_scales() -> None:
@@ -203,7 +246,7 @@ def test_a_gap_empties_the_windows_and_keeps_the_scales() -> None:
     assert block.ready[63:100].all()
     assert not block.ready[100:114].any()
     assert block.ready[114:].all()
-    for name in ("return_tick", "return_60s", "range_15ev", "order_flow_imbalance_tick"):
+    for name in ("return_tick", "return_200ms", "range_15ev", "order_flow_imbalance_tick"):
         assert column(block, name)[100] == 0, name
     assert column(block, "inter_arrival")[100] == 0
     assert column(block, "quoted_spread")[100] > 0  # relative to yesterday's mean spread
@@ -217,7 +260,7 @@ def test_a_halt_shorter_than_a_gap_is_a_return() -> None:
     block = run(ticks, BY_EVENTS)
     assert block.ready[63:].all()
     assert column(block, "return_tick")[100] > 2
-    assert column(block, "message_rate_10s")[100] < column(block, "message_rate_10s")[99]
+    assert column(block, "message_rate_200ms")[100] < column(block, "message_rate_200ms")[99]
 
 
 # --- bad data -------------------------------------------------------------------------------------
@@ -342,7 +385,7 @@ def test_vectors_that_are_not_finite_are_dropped() -> None:
 
 
 def test_a_wild_tick_is_forgotten() -> None:
-    """A price of a billion is out of every window after 16 events and a minute of decay."""
+    """A price of a billion is out of every window after 16 events and some seconds of decay."""
     ticks = market(3000, 1, 4)
     wild = ticks.copy()
     wild["ask_px"][1500] = 10**18
@@ -381,6 +424,57 @@ def test_layering_raises_cancels_against_trades() -> None:
     block = run(ticks)
     assert column(block, "bid_cancel_x_buy_15ev")[-1] > 0.3
     assert column(block, "ask_cancel_x_sell_15ev")[-1] == 0
+
+
+def test_trades_against_a_frozen_book_count_when_apart() -> None:
+    """Trades that leave the book alone add up; fills of one order count once, a change resets."""
+    calm, step = [0.1 * i for i in range(60)], 0.3
+    ticks = quotes(calm + [6 + step * i for i in range(8)])
+    for name in ("bid_px", "ask_px", "bid_sz", "ask_sz"):
+        ticks[name][60:] = ticks[name][59]
+    ticks["action"][60:] = ord("T")
+    ticks["ts_event"][63] = ticks["ts_event"][62] + 10**8  # not further than 0.1 s
+    ticks["bid_sz"][66] += 1  # and the next one left this book as it was
+    ticks["bid_sz"][67] += 1
+    frozen = column(run(ticks, BY_EVENTS), "frozen_book_trades")
+    assert not frozen[:60].any()
+    age = 0.1 + step * np.array([0, 1, 2, 2 + 1 / 3, 4, 5])
+    # before, a wait was 0.1 s and every event changed the book; the scales move a little since
+    expected = np.array([1, 2, 3, 3, 4, 5]) * np.log1p(age / 0.1)
+    np.testing.assert_allclose(frozen[60:66], expected, rtol=0.1)
+    assert frozen[66] == 0
+    assert 0 < frozen[67] < frozen[60] * 3
+
+
+def test_wash_runs_and_crossed_runs_count_on_and_break() -> None:
+    """Trades back and forth, and crossed events, in a row: one that is not ends the run."""
+    ticks = quotes([0.1 * i for i in range(80)])
+    ticks["action"][70:76] = ord("T")
+    ticks["size"][70:76] = 5
+    ticks["side"][70:76] = [ord(c) for c in "ABABBA"]
+    ticks["ask_px"][[71, 72, 74]] = ticks["bid_px"][[71, 72, 74]] - [0, CENT, CENT]
+    block = run(ticks, BY_EVENTS)
+    runs = np.expm1(column(block, "wash_run")[70:77])
+    np.testing.assert_allclose(runs, [0, 1, 2, 3, 0, 1, 0], rtol=1e-6)
+    runs = np.expm1(column(block, "crossed_events")[70:76])
+    np.testing.assert_allclose(runs, [0, 1, 2, 0, 1, 0], rtol=1e-6)
+
+
+def test_a_burst_after_a_gap_counts_up_to_the_events_that_were_missing() -> None:
+    """A feed that delivers late what it held back: 2 s of silence, then 20 events at once."""
+    calm = [0.1 * i for i in range(80)]
+    silence = quotes([*calm, *(9.9 + 0.001 * i for i in range(30))])
+    no_burst = quotes([*calm, *(9.9 + 0.1 * i for i in range(30))])
+    no_gap = quotes([*calm, *(8.0 + 0.001 * i for i in range(30))])
+    after = slice(81, None)
+    count = np.expm1(column(run(silence, BY_EVENTS), "gap_burst_count"))[after]
+    np.testing.assert_allclose(count[:15], 0.99 * np.arange(1, 16), rtol=0.02)
+    assert count.max() < 22  # as many as were missing
+    for name in ("gap_burst_count", "gap_burst_strength"):
+        most = column(run(silence, BY_EVENTS), name)[after].max()
+        assert most > 2.5
+        assert column(run(no_burst, BY_EVENTS), name)[after].max() < most / 2, name
+        assert column(run(no_gap, BY_EVENTS), name)[after].max() < most, name
 
 
 # --- snapshots ------------------------------------------------------------------------------------
@@ -423,8 +517,12 @@ def test_restore_into_a_larger_bank_keeps_the_instruments() -> None:
         (lambda s: s.update(keys=np.repeat(s["keys"][:1], 3)), "twice"),
         (lambda s: s.update(order=np.array([0, 0, 1], np.int32)), "twice"),
         (lambda s: s["head"].__setitem__(4, 2), "header"),
-        (lambda s: s["ints"].__setitem__((0, 3), 15), "position"),
-        (lambda s: s["ints"].__setitem__((0, 20), -1), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_POS), 15), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_WAIT_POS), k.GAP_EVENTS), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_RECENT_POS), 8), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_TRADE_POS), 8), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_TRADE_COUNT), 9), "position"),
+        (lambda s: s["ints"].__setitem__((0, k.I_HASH_POS), -1), "position"),
     ],
 )
 def test_snapshots_that_do_not_fit_are_refused(change: Any, message: str) -> None:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector import kernels as k
-from detector.features import FeatureSpec, vector_spec
+from detector.features import FeatureBlock, FeatureSpec, vector_spec
 from detector.ticks import TickArray, TickBatch
 from tests.oracles import TickOracle, VectorOracle
-from tests.streams import market, roughened, vectors
+from tests.streams import market, repetitive, roughened, vectors
 
 RTOL, ATOL = 1e-5, 2e-6
 
@@ -31,14 +31,15 @@ def agree(found: np.ndarray, expected: np.ndarray, names: tuple[str, ...]) -> No
     )
 
 
-def compare_ticks(spec: FeatureSpec, ticks: TickArray) -> None:
-    """Fail unless the bank's block for the stream equals the oracle's."""
+def compare_ticks(spec: FeatureSpec, ticks: TickArray) -> FeatureBlock:
+    """Fail unless the bank's block for the stream, which is returned, equals the oracle's."""
     oracle = TickOracle(spec)
     rows = [oracle.update(tick) for tick in ticks]
     block = spec.bank().update(TickBatch.from_ticks(ticks))
     assert block.quality.tolist() == [int(quality) for _, _, quality in rows]
     assert block.ready.tolist() == [ready for _, ready, _ in rows]
     agree(block.values, np.array([values for values, _, _ in rows]), spec.names)
+    return block
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -53,9 +54,37 @@ def test_features_of_a_rough_stream_equal_the_oracle(seed: int) -> None:
     compare_ticks(QUICK, roughened(market(1200, 3, seed), seed))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_features_of_a_repetitive_stream_equal_the_oracle(seed: int) -> None:
+    """What ordinary streams seldom do, this one does: undo, trade back and forth, stand, burst."""
+    block = compare_ticks(QUICK, repetitive(1200, 2, seed))
+    rare = ("undo", "pingpong", "same_size", "gap_", "frozen", "wash_run")
+    seldom = [n for n in QUICK.names if n.startswith(rare)]
+    assert len(seldom) == 12
+    for name in seldom:
+        assert (block.values[:, QUICK.names.index(name)] > 0).mean() > 0.01, name
+
+
+def test_every_feature_moves() -> None:
+    """Over an ordinary, a rough and a repetitive stream no feature stays what it is."""
+    streams = (market(900, 2, 1), roughened(market(900, 2, 2), 2), repetitive(900, 2, 3))
+    values = np.concatenate(
+        [QUICK.bank().update(TickBatch.from_ticks(ticks)).values for ticks in streams]
+    )
+    still = [name for name, x in zip(QUICK.names, values.T, strict=True) if len(np.unique(x)) < 2]
+    assert not still
+
+
 def test_features_of_other_parameters_equal_the_oracle() -> None:
     """Windows, half-lives and slow scales of other lengths are computed by the same definitions."""
-    spec = FeatureSpec(short_window=4, slow_window=50, warmup=10, gap_s=100.0)
+    spec = FeatureSpec(
+        short_window=6,
+        recent_window=4,
+        half_lives_s=(0.1, 0.3, 0.7, 2.0),
+        slow_window=50,
+        warmup=10,
+        gap_s=100.0,
+    )
     compare_ticks(spec, roughened(market(800, 2, 9), 9))
 
 

@@ -263,7 +263,7 @@ class TestFit:
     def test_training_rows_have_mean_error_one_and_score_one_at_the_median(self) -> None:
         """Residual scales make the errors of training rows 1; dec is 0 and 2.3 where it should."""
         rows = blob_rows(3_000)
-        recipe = Recipe(latent=3, epochs=3, clip=20.0, cap=np.inf)
+        recipe = Recipe(latent=3, epochs=3, least_steps=1, clip=20.0, cap=np.inf)
         model = fit_two_stage(rows, None, recipe).model
         scored = score_rows(model, rows)
         assert scored.stage1.mean() == pytest.approx(1.0, rel=1e-3)
