@@ -81,7 +81,7 @@ def synthetic_ticks(instruments: int, ticks: int, seed: int = 7) -> TickArray:
     """About `ticks` ticks of synthetic instruments within an hour, in order of event time.
 
     Where that would be more than the demo market's 25 a second each, it lasts longer. An hour,
-    however few they are: an instrument warms up for a minute, and most of a tape must be scored.
+    however few they are: instruments warm up for a while, and most of a tape must be scored.
     """
     seconds = max(3600.0, ticks / (_RATE_HZ * instruments))
     slower = ticks / (seconds * _RATE_HZ * instruments)

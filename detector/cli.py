@@ -344,9 +344,10 @@ def features(
     if as_json:
         _print_json({"fingerprint": spec.fingerprint, "features": rows})
         return
-    table = Table("name", "group", "unit", "definition", "source", title=f"{len(rows)} features")
+    columns = ("name", "group", "unit", "window", "definition", "source")
+    table = Table(*columns, title=f"{len(rows)} features")
     for row in rows:
-        table.add_row(row["name"], row["group"], row["unit"], row["definition"], row["source"])
+        table.add_row(*(row[column] for column in columns))
     out.print(table)
 
 

@@ -74,13 +74,13 @@ Where a market lacks something:
 
 ## Time, gaps, warm-up
 
-- An instrument of ticks is ready from its 64th event on, once its short window is full and 5 s
-  of event time have passed since its windows began: five half-lives fill the slowest decaying
-  window to 97 %. One of vectors is ready from its 64th event on.
+- An instrument of ticks is ready from its 64th event on, once its short window is full and 20 s
+  of event time have passed since its windows began: a burst of 64 events says little about its
+  usual pace. One of vectors is ready from its 64th event on.
 - Silence of more than 30 minutes ends the session (halt, night, weekend): every window begins
   anew with the next tick, which is not compared with the one before the gap, so that the
   overnight move is no return; `ready` comes back with the 15th event
-  after 5 s. The slow scales stay. A shorter silence only lets the decaying windows fade.
+  after 20 s. The slow scales stay. A shorter silence only lets the decaying windows fade.
 - A late tick (before the instrument's latest) counts as simultaneous with the latest. The second
   tick in a row that is late by more than 30 minutes shows that the clock, not the tick, was
   wrong: the instrument starts over, scales included. So it does 7 days away from its latest tick.

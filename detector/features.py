@@ -52,8 +52,7 @@ class FeatureSpec:
         Events that the slow scales look back on.
     warmup, warmup_s
         Events of an instrument before its first ready one, and the event time that has to pass
-        since its windows began: the decaying windows have to fill, too.
-        Five half-lives of the slowest fill it to 97 %.
+        since its windows began: a burst of 64 events says little about an instrument's usual pace.
     gap_s
         A silence longer than this ends the session: all windows begin anew, only the slow scales
         stay. 0: never.
@@ -69,7 +68,7 @@ class FeatureSpec:
     long_window: int = 256
     slow_window: int = 2000
     warmup: int = 64
-    warmup_s: float = 5.0
+    warmup_s: float = 20.0
     gap_s: float = 1800.0
     jump_s: float = 7 * DAY_S
 

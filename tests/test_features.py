@@ -223,9 +223,9 @@ def test_ready_from_the_64th_event() -> None:
         assert ready[63:].all()
 
 
-def test_ready_after_five_seconds() -> None:
-    """However many events there are, windows have to be five seconds old, anew after a gap."""
-    times = [0.05 * i for i in range(150)]
+def test_ready_after_twenty_seconds() -> None:
+    """However many events there are, windows have to be 20 s old, anew after a gap."""
+    times = [0.2 * i for i in range(150)]
     block = run(quotes(times + [3600 * 16 + t for t in times]))
     for start in (0, 150):
         assert not block.ready[start : start + 100].any()
@@ -233,8 +233,8 @@ def test_ready_after_five_seconds() -> None:
 
 
 def test_decaying_windows_are_full_when_an_instrument_is_ready() -> None:
-    """The default time is five half-lives of the slowest: 97 % of what a full window holds."""
-    assert 0.5 ** (DEFAULT.warmup_s / max(DEFAULT.half_lives_s)) <= 0.03125
+    """The default time is many half-lives of the slowest: nothing is missing in a window."""
+    assert 0.5 ** (DEFAULT.warmup_s / max(DEFAULT.half_lives_s)) < 1e-5
 
 
 def test_a_gap_empties_the_windows_and_keeps_the_scales() -> None:
