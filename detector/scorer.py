@@ -192,6 +192,16 @@ class TwoStageScorer:
             latent[~ready] = np.nan
         return found, excess, rows
 
+    def latents(self, values: Float32, keys: Int64) -> Float32:
+        """`(m, L)` standardised latents of a few rows; on the CPU always."""
+        m, width = len(values), len(self._folded.latent_gain)
+        errors, excess, rows = np.empty((2, m)), np.empty(m), np.empty(m, np.int32)
+        latent = np.empty((m, width), np.float32)
+        self._kernel(values, keys, np.ones(m, np.bool_), errors, excess, rows, latent)
+        latent *= self._folded.latent_gain
+        latent += self._folded.latent_shift
+        return latent
+
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Say what stage 1 expected instead of `values` `(m, F)`, and which features erred.
 
@@ -230,6 +240,7 @@ class Scorer:
     def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
         self._scorer = TwoStageScorer(artifact.model, device)
         self.thresholds = artifact.thresholds
+        self.head = artifact.head
         self.version = artifact.version
         self.model_hash = artifact.model_hash
 
@@ -241,6 +252,8 @@ class Scorer:
     def warm(self) -> None:
         """Compile everything; the first `score` is then as fast as the others."""
         self._scorer.warm()
+        if self.head is not None:
+            self.head.warm()
 
     def score(self, block: FeatureBlock, *, latent: bool = False) -> ScoreBlock:
         """Score a block of any length; rows that are not ready get NaN.
@@ -269,3 +282,7 @@ class Scorer:
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Explain rows of a block: `values` `(m, F)`, `keys` `(m,)`."""
         return self._scorer.explain(values, keys)
+
+    def latents(self, values: Float32, keys: Int64) -> Float32:
+        """Latents of rows of a block: `values` `(m, F)`, `keys` `(m,)`."""
+        return self._scorer.latents(values, keys)
