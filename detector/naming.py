@@ -96,11 +96,17 @@ class Head:
     def evidence(self, inputs: Float64) -> Float64:
         """`(m, width)`: what each of `(m, I)` rows of `head_inputs` says."""
         out = np.empty((len(inputs), self.width))
-        arrays = (self.weights, self.bias, self.whitener, self.means)
         weigh(
-            inputs, read_only(self.centre), read_only(self.scale), self.clip,
-            *(read_only(array) for array in arrays), out,
-        )  # fmt: skip
+            inputs,
+            read_only(self.centre),
+            read_only(self.scale),
+            self.clip,
+            read_only(self.weights),
+            read_only(self.bias),
+            read_only(self.whitener),
+            read_only(self.means),
+            out,
+        )
         return out
 
     def warm(self) -> None:
