@@ -1,6 +1,6 @@
 """Prometheus collectors on an injected registry, observed once a micro-batch.
 
-Labels come from small fixed sets: partition, stage, reason, flag, phase, severity. Never an
+Labels come from small fixed sets: partition, stage, reason, flag, phase, severity, type. Never an
 instrument. `docs/metrics.md` describes each metric.
 """
 
@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from detector import __version__
 from detector.events import PHASES, SEVERITIES
+from detector.naming import TYPES
 from detector.ticks import DROPPED, Quality
 from detector.wire import REASONS
 
@@ -148,6 +149,12 @@ class Metrics:
             "tapewatch_events",
             "Anomaly events acknowledged by the anomaly topic.",
             ["phase", "severity"],
+            registry=registry,
+        )
+        self.named = Counter(
+            "tapewatch_episodes_named",
+            "Closed episodes by what the model's head called them; none without a head.",
+            ["type"],
             registry=registry,
         )
         self.publish_failures = Counter(
@@ -282,6 +289,8 @@ class Metrics:
         for phase in PHASES:
             for severity in SEVERITIES:
                 self.events.labels(phase, severity)
+        for kind in TYPES:
+            self.named.labels(kind)
         for stage in STAGES:
             self.stage.labels(stage)
         for kind in ("assigned", "revoked", "lost"):
