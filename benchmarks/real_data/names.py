@@ -78,10 +78,13 @@ def rehearse(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def _run(data: Path, folder: Path, course: Course) -> dict[str, Any]:
-    groups = [_group(data, folder, symbols, course) for symbols in GROUPS]
-    pairs = {
-        phase: [pair for group in groups for pair in group.pop("pairs")[phase]] for phase in PHASES
-    }
+    groups: list[dict[str, Any]] = []
+    pairs: dict[str, list[tuple[str, str]]] = {phase: [] for phase in PHASES}
+    for symbols in GROUPS:
+        facts, found = _group(data, folder, symbols, course)
+        groups.append(facts)
+        for phase in PHASES:
+            pairs[phase] += found[phase]
     types = sorted({kind for group in groups for kind in group["episodes"]})
     return {
         "budget": BUDGET,
@@ -97,7 +100,10 @@ def _run(data: Path, folder: Path, course: Course) -> dict[str, Any]:
 # ---- one group of instruments, one model --------------------------------------------------------
 
 
-def _group(data: Path, folder: Path, symbols: Sequence[str], course: Course) -> dict[str, Any]:
+def _group(
+    data: Path, folder: Path, symbols: Sequence[str], course: Course
+) -> tuple[dict[str, Any], dict[str, list[tuple[str, str]]]]:
+    """Facts of one group, and what was planted and named, by phase."""
     subjects = [each for each in EVALUATION_PLAN.subjects if each.symbol in symbols]
     market = _Market(data, subjects)
     name = "+".join(symbols)
@@ -115,7 +121,7 @@ def _group(data: Path, folder: Path, symbols: Sequence[str], course: Course) -> 
     planted = {seed: market.planted(course.judged, seed) for seed in course.judged_seeds}
     fitted = fit_head(material)
     pairs = {phase: _named(fitted.head, judged, phase) for phase in PHASES}
-    return {
+    facts = {
         "name": name,
         "threshold": artifact.thresholds.pooled,
         "episodes": dict(fitted.episodes),
@@ -131,8 +137,8 @@ def _group(data: Path, folder: Path, symbols: Sequence[str], course: Course) -> 
         },
         "confusion": _confusion(pairs["close"]),
         "left_out": _left_out(fitted, material, judged),
-        "pairs": pairs,
     }
+    return facts, pairs
 
 
 class _Market:
