@@ -4,6 +4,7 @@
       manifest.json            what the model is, and SHA-256 and size of every other file
       weights.safetensors      all autoencoders
       tables.safetensors       instruments, normaliser, tails, thresholds, reference histograms
+      head.safetensors         the head that names anomalies, where there is one
       training_summary.json    data, splits, losses, test figures (for people)
       *.png                    training curves, error histograms (for people)
 
@@ -45,6 +46,7 @@ from detector.model import (
     Tails,
     TwoStageModel,
 )
+from detector.naming import MEASURES, ORDINARY, TYPES, UNKNOWN, Head
 from detector.network import Sizes
 from detector.symbols import SymbolFileError, parse_symbols, write_symbols
 from detector.tails import LARGEST_SHAPE, LEAST_SHAPE
@@ -59,6 +61,7 @@ WEIGHTS: Final = "weights.safetensors"
 TABLES: Final = "tables.safetensors"
 SUMMARY: Final = "training_summary.json"
 SYMBOLS: Final = "symbols.csv"
+HEAD: Final = "head.safetensors"
 REQUIRED: Final = (WEIGHTS, TABLES, SUMMARY)
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 1 << 28
@@ -69,6 +72,7 @@ TAIL_TABLES: Final = (
     "value_starts", "value_decades", "residual_starts", "residual_decades"
 )  # fmt: skip
 RARITY_TABLES: Final = ("lone", "rarity_knots", "rarity_steps")
+HEAD_ARRAYS: Final = ("centre", "scale", "weights", "bias", "whitener", "means")
 PEAK_TABLES: Final = ("tail_level", "tail_shape", "tail_scale", "tail_rate", "ticks_per_hour")
 
 Count = Annotated[int, Field(ge=0)]
@@ -181,6 +185,25 @@ class ThresholdSection(_Section):
         return self
 
 
+class Classifier(_Section):
+    """The head that names anomalies: classes, limits, and the episodes it was trained on."""
+
+    classes: Annotated[list[Text], Field(min_length=2, max_length=len(TYPES))]
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    least_probability: Annotated[float, Field(ge=0, le=1)]
+    most_distance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    episodes: dict[str, Count]
+
+    @model_validator(mode="after")
+    def _classes_are_known(self) -> Self:
+        allowed = ({*TYPES} - {UNKNOWN}) | {ORDINARY}
+        if odd := sorted(set(self.classes) - allowed):
+            raise ValueError(f"{', '.join(odd)}: allowed are {', '.join(sorted(allowed))}")
+        if len(set(self.classes)) < len(self.classes) or set(self.classes) <= {ORDINARY}:
+            raise ValueError("a class is named twice, or no type at all")
+        return self
+
+
 class Training(_Section):
     """The part of the training summary that a running model reports about itself."""
 
@@ -207,6 +230,7 @@ class Manifest(_Section):
     score: ScoreSection
     thresholds: ThresholdSection
     training: Training
+    classifier: Classifier | None = None
     files: Annotated[dict[str, FileEntry], Field(max_length=MAX_FILES)] = Field(
         default_factory=dict
     )
@@ -234,6 +258,8 @@ class Artifact:
         SHA-256 of the manifest file.
     symbols
         Names of the instruments it was trained on, by key, as far as their source told them.
+    head_arrays
+        Of the head that names anomalies, `HEAD_ARRAYS`, float64; empty without one.
     """
 
     manifest: Manifest
@@ -241,6 +267,21 @@ class Artifact:
     tables: Arrays
     model_hash: str
     symbols: Mapping[int, str] = field(default_factory=dict)
+    head_arrays: Arrays = field(default_factory=dict)
+
+    @property
+    def head(self) -> Head | None:
+        """What names anomalies, if the model has it."""
+        section = self.manifest.classifier
+        if section is None:
+            return None
+        return Head(
+            tuple(section.classes),
+            section.clip,
+            section.least_probability,
+            section.most_distance,
+            *(self.head_arrays[name] for name in HEAD_ARRAYS),
+        )
 
     @property
     def version(self) -> str:
@@ -333,6 +374,40 @@ def write_artifact(
         SYMBOLS: write_symbols(symbols or {}),
         **(pictures or {}),
     }
+    return _write(folder, manifest, contents)
+
+
+def write_with_head(
+    folder: Path, source: Path, head: Head, manifest: Manifest, *, overwrite: bool = False
+) -> Artifact:
+    """Write a copy of a model folder that has a head, in one step.
+
+    Parameters
+    ----------
+    folder
+        Target, as in `write_artifact`; never `source` itself.
+    source
+        Model folder; its files are verified again and copied as they are.
+    head
+        The trained head.
+    manifest
+        The source's, with its new version and `classifier`; `files` are filled in here.
+    """
+    check_target(folder, overwrite=overwrite)
+    if folder.resolve() == source.resolve():
+        raise ArtifactError(f"{folder}: is the model itself; give another folder")
+    contents = {
+        name: _read_verified(source / name, entry)
+        for name, entry in manifest.files.items()
+        if name != HEAD
+    }
+    arrays = {name: np.ascontiguousarray(getattr(head, name)) for name in HEAD_ARRAYS}
+    contents[HEAD] = safetensors.numpy.save(arrays)
+    return _write(folder, manifest, contents)
+
+
+def _write(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Artifact:
+    """Write the files and the manifest that lists them, read them back, move them into place."""
     files = {
         name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
         for name, data in sorted(contents.items())
@@ -400,7 +475,8 @@ def read_artifact(folder: Path) -> Artifact:
             f"{manifest.thresholds.pooled}; train the model again"
         )
     symbols = _parse_symbols(folder / SYMBOLS, contents.get(SYMBOLS))
-    return Artifact(manifest, weights, tables, hashlib.sha256(data).hexdigest(), symbols)
+    head = _parse_head(folder / HEAD, contents.get(HEAD), manifest.classifier, weights)
+    return Artifact(manifest, weights, tables, hashlib.sha256(data).hexdigest(), symbols, head)
 
 
 def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
@@ -603,6 +679,32 @@ def _check_rarity(path: Path, tables: Arrays, features: int) -> None:
         raise ArtifactError(f"{path}: rarity_knots must ascend; train again")
     if not (tables["rarity_steps"] > 0).all():
         raise ArtifactError(f"{path}: rarity_steps must be positive; train again")
+
+
+def _parse_head(
+    path: Path, data: bytes | None, section: Classifier | None, weights: Arrays
+) -> dict[str, npt.NDArray[Any]]:
+    if (data is None) != (section is None):
+        raise ArtifactError(
+            f"{path}: {MANIFEST} lists {'no' if data is None else 'the'} file and has "
+            f"{'no' if section is None else 'a'} classifier; restore the model folder"
+        )
+    if data is None or section is None:
+        return {}
+    arrays = _parse_tensors(path, data)
+    classes, inputs = len(section.classes), weights["stage2.centre"].size + MEASURES
+    shapes = {
+        "centre": (inputs,),
+        "scale": (inputs,),
+        "weights": (classes, inputs),
+        "bias": (classes,),
+        "whitener": (inputs, inputs),
+        "means": (classes, inputs),
+    }
+    _expect(path, arrays, {name: (shape, "float64") for name, shape in shapes.items()})
+    if not (arrays["scale"] > 0).all():
+        raise ArtifactError(f"{path}: scale must be positive everywhere; train the head again")
+    return arrays
 
 
 def _json_bytes(value: object) -> bytes:

@@ -527,6 +527,8 @@ class Daemon:
                 self._refused(f"event {event.event_id} was refused by Kafka: {error}")
                 return
             self._metrics.events.labels(event.phase, event.severity).inc()
+            if event.name is not None and event.phase == "close":
+                self._metrics.named.labels(event.name.type).inc()
             self._observe_latency(started_s)
             work.ticket.acknowledge()
 

@@ -12,7 +12,7 @@ _COLOURS: Final = {"minor": "yellow", "major": "dark_orange", "critical": "bold 
 
 
 def line_of(value: bytes) -> Text:
-    """Return phase, time, instrument, severity, score and top features as a coloured line.
+    """Return phase, time, instrument, severity, type, score and top features as a coloured line.
 
     A value that is not one of our events is shown as it is, so that nothing on the topic is hidden.
     """
@@ -30,6 +30,8 @@ def _line(event: dict[str, Any]) -> Text:
     line.append(f"{event['phase']:<6} ", style="bold")
     line.append(f"{event['symbol']:<12} ")
     line.append(f"{event['severity']:<8} ", style=_COLOURS.get(event["severity"], ""))
+    if "anomaly_type" in event:
+        line.append(f"{_name(event)}  ", style="bold")
     line.append(f"score {event['score']:.1f} of {event['threshold']:.1f}  ")
     if event.get("raised_by") == "combination":
         line.append("combination  ", style="magenta")
@@ -44,3 +46,9 @@ def _line(event: dict[str, Any]) -> Text:
     )
     line.append(top, style="cyan")
     return line
+
+
+def _name(event: dict[str, Any]) -> str:
+    """`layering 0.93`, or `unknown (like layering 0.41)`."""
+    likeliest = f"{event['likeliest_type']} {event['type_probability']:.2f}"
+    return f"unknown (like {likeliest})" if event["anomaly_type"] == "unknown" else likeliest

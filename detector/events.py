@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, Literal
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import orjson
 
 from detector import kernels_episodes as k
+from detector.naming import Name
 from detector.ticks import NS_PER_S, Quality
 
 Phase = Literal["open", "update", "close"]
@@ -32,6 +33,8 @@ CLOSE_REASONS: Final[tuple[CloseReason, ...]] = ("quiet", "silent", "evicted")
 TOP_FEATURES: Final = 5
 MAJOR_FROM: Final = 2.0
 CRITICAL_FROM: Final = 4.0
+_NO_ROWS: Final = np.empty(0, np.int64)
+_NO_EVIDENCE: Final = np.empty((1, 0))
 _BUFFER_ROWS: Final = 256
 _EPISODE_ROWS: Final = 64
 
@@ -112,6 +115,7 @@ class AnomalyEvent:
     model: tuple[str, str]
     source: Source
     summary: Summary | None
+    name: Name | None = None
 
     def to_dict(self, ts_detected: int) -> dict[str, Any]:
         """Return the JSON object of the anomaly topic; `ts_detected` in ns since the epoch."""
@@ -146,6 +150,10 @@ class AnomalyEvent:
                 "index": self.source.index,
             },
         }
+        if self.name is not None:
+            body["anomaly_type"] = self.name.type
+            body["likeliest_type"] = self.name.likeliest
+            body["type_probability"] = self.name.probability
         if self.summary is not None:
             body["summary"] = {
                 "reason": self.summary.reason,
@@ -178,7 +186,8 @@ class Transition:
     """What the episode kernel found: a phase of one episode, before it is explained.
 
     `row` is the batch row of the tick that caused it. `peak_row` is the row of the episode's
-    highest score, or -1 when that tick came in an earlier batch.
+    highest score, or -1 when that tick came in an earlier batch. `evidence` is the sum over the
+    alarms so far of what each says about the episode.
     """
 
     phase: Phase
@@ -194,6 +203,7 @@ class Transition:
     alarms: int
     peak_row: int
     peak: tuple[float, float, float, float, float, float]
+    evidence: npt.NDArray[np.float64] = field(default_factory=lambda: _NO_EVIDENCE[0])
 
 
 @cache
@@ -253,20 +263,24 @@ class EpisodeBook:
         Size of the feature bank the slots come from.
     policy
         When episodes update and close.
+    evidence
+        Numbers of an alarm's evidence, V; 0: episodes have no names.
     """
 
-    def __init__(self, slots: int, policy: EpisodePolicy) -> None:
+    def __init__(self, slots: int, policy: EpisodePolicy, evidence: int = 0) -> None:
         self._policy = policy
         self._places = np.full(slots, k.CLOSED, np.int32)
         self._partition = np.array([np.iinfo(np.int64).min, k.NEVER, 0], np.int64)
         self._state = np.zeros((0, k.STATE_COLUMNS), np.int64)
         self._peak = np.zeros((0, k.PEAK_COLUMNS), np.float64)
+        self._sums = np.zeros((0, evidence), np.float64)
         self._open_slots = np.zeros(0, np.int32)
         self._free = np.zeros(0, np.int32)
         # What an open episode's peak was: indices of features, then value, expected, share of each.
         self._explained: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]] = {}
         self._transitions = np.zeros((_BUFFER_ROWS, k.TRANSITION_COLUMNS), np.int64)
         self._peaks = np.zeros((_BUFFER_ROWS, k.PEAK_COLUMNS), np.float64)
+        self._told_sums = np.zeros((_BUFFER_ROWS, evidence), np.float64)
 
     @property
     def open_episodes(self) -> int:
@@ -281,12 +295,18 @@ class EpisodeBook:
         offsets: npt.NDArray[np.int64],
         indices: npt.NDArray[np.int32],
         measures: npt.NDArray[np.float64],
+        alarm_rows: npt.NDArray[np.int64] = _NO_ROWS,
+        evidence: npt.NDArray[np.float64] | None = None,
     ) -> list[Transition]:
         """Advance by one batch and return what happened, in order.
 
         `measures` is `(6, n)` float64: score, threshold, stage 1, stage 2, tail and alone, NaN
-        where a tick was not scored. The other columns are `(n,)`.
+        where a tick was not scored. The other columns are `(n,)`. Where episodes are named,
+        `alarm_rows` `(m,)` are all rows that reach their threshold, ascending, and `evidence` is
+        `(m, V)`.
         """
+        if evidence is None:
+            evidence = np.empty((0, self._sums.shape[1]))
         found: list[Transition] = []
         self._age_peaks()
         first, n = 0, len(slots)
@@ -300,8 +320,11 @@ class EpisodeBook:
                 offsets,
                 indices,
                 measures,
+                alarm_rows,
+                evidence,
                 self._state,
                 self._peak,
+                self._sums,
                 self._partition,
                 self._places,
                 self._open_slots,
@@ -311,6 +334,7 @@ class EpisodeBook:
                 round(self._policy.update_interval_s * NS_PER_S),
                 self._transitions,
                 self._peaks,
+                self._told_sums,
             )
             found.extend(self._taken(count))
         return found
@@ -344,6 +368,8 @@ class EpisodeBook:
             more = max(_EPISODE_ROWS, rows)
             self._state = np.concatenate([self._state, np.zeros((more, k.STATE_COLUMNS), np.int64)])
             self._peak = np.concatenate([self._peak, np.zeros((more, k.PEAK_COLUMNS))])
+            width = self._sums.shape[1]
+            self._sums = np.concatenate([self._sums, np.zeros((more, width))])
             self._open_slots = np.concatenate([self._open_slots, np.zeros(more, np.int32)])
             # None is free now: the new rows are the free ones, at the front of the list.
             self._free = np.zeros(rows + more, np.int32)
@@ -352,10 +378,14 @@ class EpisodeBook:
         if need > len(self._transitions):
             self._transitions = np.zeros((2 * need, k.TRANSITION_COLUMNS), np.int64)
             self._peaks = np.zeros((2 * need, k.PEAK_COLUMNS), np.float64)
+            self._told_sums = np.zeros((2 * need, self._sums.shape[1]), np.float64)
 
     def _taken(self, count: int) -> Iterator[Transition]:
-        for t, peak in zip(
-            self._transitions[:count].tolist(), self._peaks[:count].tolist(), strict=True
+        for t, peak, evidence in zip(
+            self._transitions[:count].tolist(),
+            self._peaks[:count].tolist(),
+            self._told_sums[:count].copy(),
+            strict=True,
         ):
             state = t[k.STATE :]
             yield Transition(
@@ -372,4 +402,5 @@ class EpisodeBook:
                 alarms=state[k.ALARMS],
                 peak_row=state[k.PEAK_ROW],
                 peak=tuple(peak),
+                evidence=evidence,
             )

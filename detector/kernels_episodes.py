@@ -73,8 +73,10 @@ def _emit(
     place: int,
     state: Int64Array,
     peak: Float64Array,
+    sums: Float64Array,
     transitions: Int64Array,
     peaks: Float64Array,
+    told_sums: Float64Array,
     count: int,
 ) -> int:
     transitions[count, KIND] = kind
@@ -85,6 +87,8 @@ def _emit(
         transitions[count, STATE + c] = state[place, c]
     for c in range(PEAK_COLUMNS):
         peaks[count, c] = peak[place, c]
+    for c in range(sums.shape[1]):
+        told_sums[count, c] = sums[place, c]
     return count + 1
 
 
@@ -114,8 +118,11 @@ def step_episodes(
     offsets: Int64Array,
     indices: npt.NDArray[np.int32],
     measures: Float64Array,
+    alarm_rows: Int64Array,
+    evidence: Float64Array,
     state: Int64Array,
     peak: Float64Array,
+    sums: Float64Array,
     partition: Int64Array,
     places: Int32Array,
     open_slots: Int32Array,
@@ -125,6 +132,7 @@ def step_episodes(
     update_ns: int,
     transitions: Int64Array,
     peaks: Float64Array,
+    told_sums: Float64Array,
 ) -> tuple[int, int]:
     """Advance the episodes of one partition from row `first` on.
 
@@ -137,9 +145,12 @@ def step_episodes(
     measures
         `(6, n)` float64: score, threshold, stage 1, stage 2, tail, alone; NaN where not
         scored.
-    state, peak, partition
-        The running state, changed in place; `state` and `peak` have a row for each of the E
-        episodes that may be open.
+    alarm_rows, evidence
+        `(m,)` rows of the alarms, ascending, and `(m, V)` what each says about its episode; with V
+        0 no episode is named, and `m` may be 0.
+    state, peak, sums, partition
+        The running state, changed in place; `state`, `peak` and `sums`, `(E, V)`, have a row for
+        each of the E episodes that may be open.
     places
         `(slots,)` the row of the slot's open episode, or `CLOSED`.
     open_slots, free
@@ -147,7 +158,7 @@ def step_episodes(
         E - open of them are meant.
     close_ratio, quiet_ns, update_ns
         The policy.
-    transitions, peaks
+    transitions, peaks, told_sums
         Output buffers with the same number of rows.
 
     Returns
@@ -158,6 +169,8 @@ def step_episodes(
     """
     n = slots.shape[0]
     count = 0
+    values = evidence.shape[1]
+    alarms = np.searchsorted(alarm_rows, first)
     for row in range(first, n):
         slot = slots[row]
         if slot < 0:
@@ -181,8 +194,9 @@ def step_episodes(
                 if watermark >= due:
                     reason = QUIET if other == slot else SILENT
                     count = _emit(
-                        CLOSE, reason, row, other, at, state, peak, transitions, peaks, count
-                    )
+                        CLOSE, reason, row, other, at, state, peak, sums, transitions, peaks,
+                        told_sums, count,
+                    )  # fmt: skip
                     _forget(other, places, partition, open_slots, free)
                 else:
                     deadline = min(deadline, due)
@@ -198,8 +212,9 @@ def step_episodes(
                 reason = QUIET
             if reason >= 0:
                 count = _emit(
-                    CLOSE, reason, row, slot, place, state, peak, transitions, peaks, count
-                )
+                    CLOSE, reason, row, slot, place, state, peak, sums, transitions, peaks,
+                    told_sums, count,
+                )  # fmt: skip
                 _forget(slot, places, partition, open_slots, free)
                 place = CLOSED
 
@@ -208,6 +223,9 @@ def step_episodes(
         if np.isnan(score):
             continue
         alarm = score >= threshold
+        if alarm and values > 0:
+            while alarm_rows[alarms] < row:
+                alarms += 1
         if place == CLOSED:
             if not alarm:
                 continue
@@ -225,10 +243,14 @@ def step_episodes(
             state[place, PEAK_ROW] = row
             for c in range(PEAK_COLUMNS):
                 peak[place, c] = measures[c, row]
+            for c in range(values):
+                sums[place, c] = evidence[alarms, c]
             open_slots[partition[OPEN_COUNT]] = slot
             partition[OPEN_COUNT] += 1
             partition[NEXT_DEADLINE] = min(partition[NEXT_DEADLINE], watermark + quiet_ns)
-            count = _emit(OPEN, 0, row, slot, place, state, peak, transitions, peaks, count)
+            count = _emit(
+                OPEN, 0, row, slot, place, state, peak, sums, transitions, peaks, told_sums, count
+            )
             continue
         state[place, TICKS] += 1
         if score < close_ratio * threshold:
@@ -237,11 +259,15 @@ def step_episodes(
         state[place, ALIVE_WATERMARK] = watermark
         if alarm:
             state[place, ALARMS] += 1
+            for c in range(values):
+                sums[place, c] += evidence[alarms, c]
         if score > peak[place, PEAK_SCORE]:
             state[place, PEAK_ROW] = row
             for c in range(PEAK_COLUMNS):
                 peak[place, c] = measures[c, row]
         if now - state[place, PUBLISHED_TS] >= update_ns:
             state[place, PUBLISHED_TS] = now
-            count = _emit(UPDATE, 0, row, slot, place, state, peak, transitions, peaks, count)
+            count = _emit(
+                UPDATE, 0, row, slot, place, state, peak, sums, transitions, peaks, told_sums, count
+            )
     return n, count

@@ -1,7 +1,8 @@
 """Prometheus collectors on an injected registry, observed once a micro-batch.
 
-Labels come from small fixed sets: partition, stage, reason, flag, phase, severity, and the model's
-features, ten of them at a time. Never an instrument. `docs/metrics.md` describes each metric.
+Labels come from small fixed sets: partition, stage, reason, flag, phase, severity, type, and the
+model's features, ten of them at a time. Never an instrument. `docs/metrics.md` describes each
+metric.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from prometheus_client.registry import Collector
 from detector import __version__
 from detector.drift import MOVED, Drift
 from detector.events import PHASES, SEVERITIES
+from detector.naming import TYPES
 from detector.ticks import DROPPED, Quality
 from detector.wire import REASONS
 
@@ -194,6 +196,12 @@ class Metrics:
             "Messages acknowledged by the latent topic.",
             registry=registry,
         )
+        self.named = Counter(
+            "tapewatch_episodes_named",
+            "Closed episodes by what the model's head called them; none without a head.",
+            ["type"],
+            registry=registry,
+        )
         self.publish_failures = Counter(
             "tapewatch_publish_failures", "Records Kafka refused for good.", registry=registry
         )
@@ -356,6 +364,8 @@ class Metrics:
         for phase in PHASES:
             for severity in SEVERITIES:
                 self.events.labels(phase, severity)
+        for kind in TYPES:
+            self.named.labels(kind)
         for stage in STAGES:
             self.stage.labels(stage)
         for kind in ("assigned", "revoked", "lost"):

@@ -32,6 +32,7 @@ from detector.events import (
     severity_of,
 )
 from detector.features import FeatureBank, FeatureBlock, FeatureSpec
+from detector.naming import Name, head_inputs
 from detector.scorer import Explanation, ScoreBlock, Scorer
 from detector.symbols import SymbolMap
 from detector.thresholds import ThresholdBook
@@ -224,7 +225,10 @@ class Pipeline:
 
     def _book(self, partition: int) -> EpisodeBook:
         if partition not in self._books:
-            self._books[partition] = EpisodeBook(self._spec.max_instruments, self._spec.policy)
+            head = self._scorer.head
+            self._books[partition] = EpisodeBook(
+                self._spec.max_instruments, self._spec.policy, 0 if head is None else head.width
+            )
         return self._books[partition]
 
     def _score(self, blocks: Sequence[FeatureBlock]) -> tuple[ScoreBlock, ...]:
@@ -283,9 +287,25 @@ class Pipeline:
             ]
         )
         transitions = book.step(
-            block.slots, block.keys, block.ts, batch.offsets, batch.indices, measures
+            *(block.slots, block.keys, block.ts, batch.offsets, batch.indices, measures),
+            *self._evidence(block, measures, scores),
         )
         return _Decision(measures, transitions, book.improved_peaks())
+
+    def _evidence(
+        self, block: FeatureBlock, measures: npt.NDArray[np.float64], scores: ScoreBlock
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64] | None]:
+        """Rows of the alarms, and what each says about the kind of its episode."""
+        head = self._scorer.head
+        rows = np.flatnonzero(scores.anomaly)
+        if head is None or not len(rows):
+            return rows, None
+        latents = self._scorer.latents(block.values[rows], block.keys[rows])
+        return rows, head.evidence(head_inputs(latents, measures[2:5, rows]))
+
+    def _name(self, transition: Transition) -> Name | None:
+        head = self._scorer.head
+        return None if head is None else head.name(transition.evidence, transition.alarms)
 
     def _tell(
         self, prepared: Sequence[Prepared], decisions: Sequence[_Decision]
@@ -362,6 +382,7 @@ class Pipeline:
             model=(self._scorer.version, self._scorer.model_hash),
             source=source,
             summary=_summary(transition) if closing else None,
+            name=self._name(transition),
         )
 
 

@@ -212,6 +212,16 @@ class TwoStageScorer:
         hidden: Float32 = (np.clip(z, -clip, clip) - z) * self._folded.gain
         return hidden
 
+    def latents(self, values: Float32, keys: Int64) -> Float32:
+        """`(m, L)` standardised latents of a few rows; on the CPU always."""
+        m, width = len(values), len(self._folded.latent_gain)
+        errors, excess, rows = np.empty((2, m)), np.empty(m), np.empty(m, np.int32)
+        latent = np.empty((m, width), np.float32)
+        self._kernel(values, keys, np.ones(m, np.bool_), errors, excess, rows, latent)
+        latent *= self._folded.latent_gain
+        latent += self._folded.latent_shift
+        return latent
+
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Say what was expected instead of `values` `(m, F)`, and which features stand out.
 
@@ -262,6 +272,7 @@ class Scorer:
         self.model = artifact.model
         self.thresholds = artifact.thresholds
         self.reference = artifact.reference
+        self.head = artifact.head
         self.version = artifact.version
         self.model_hash = artifact.model_hash
 
@@ -278,6 +289,8 @@ class Scorer:
     def warm(self) -> None:
         """Compile everything; the first `score` is then as fast as the others."""
         self._scorer.warm()
+        if self.head is not None:
+            self.head.warm()
 
     def score(self, block: FeatureBlock, *, latent: bool = False) -> ScoreBlock:
         """Score a block of any length; rows that are not ready get NaN.
@@ -314,3 +327,7 @@ class Scorer:
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Explain rows of a block: `values` `(m, F)`, `keys` `(m,)`."""
         return self._scorer.explain(values, keys)
+
+    def latents(self, values: Float32, keys: Int64) -> Float32:
+        """Latents of rows of a block: `values` `(m, F)`, `keys` `(m,)`."""
+        return self._scorer.latents(values, keys)

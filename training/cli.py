@@ -1,4 +1,7 @@
-"""`tapewatch train | score | drift | inject | model`: parse, call, print. Heavy imports inside."""
+"""`tapewatch train | score | drift | inject | classify | model`: parse, call, print.
+
+Heavy imports only inside.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -65,6 +69,7 @@ def register(app: typer.Typer) -> None:
     app.command()(score)
     app.command()(drift)
     app.command()(inject)
+    app.command()(classify)
     app.command()(demo)
     app.add_typer(model_app, name="model")
 
@@ -335,6 +340,69 @@ def inject(
         f"{done.anomalies:,} anomalies of {done.planted_ticks:,} ticks among {done.ticks_out:,}; "
         f"{target}, {labels}",
         highlight=False,
+    )
+
+
+def classify(
+    model: Annotated[Path, typer.Option(help="Model folder, as `tapewatch train` wrote it.")],
+    ticks: Annotated[list[Path], typer.Option("--ticks", help="Planted ticks; may be repeated.")],
+    labels: Annotated[
+        list[Path], typer.Option(help="Their labels, in the same order as the ticks.")
+    ],
+    target: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+    version: Annotated[
+        str | None, typer.Option(help="Name of the new model; else the old one's and -named.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the head that names anomalies; write a copy of the model that carries it.
+
+    Example: tapewatch classify --model model --ticks planted.parquet --labels labels.parquet
+    --out named
+    """
+    from detector.artifact import check_target, read_artifact  # noqa: PLC0415
+    from detector.offline import Files  # noqa: PLC0415
+    from training.classify import add_head, episodes_of, fit_head  # noqa: PLC0415
+    from training.labels import read_labels  # noqa: PLC0415
+
+    if len(ticks) != len(labels):
+        raise RefusedError(
+            f"{len(ticks)} --ticks and {len(labels)} --labels: each file of ticks has its labels"
+        )
+    check_target(target, overwrite=overwrite)
+    artifact = read_artifact(model)
+    if artifact.features.kind != "tick":
+        raise RefusedError(f"--model {model}: is of vectors; anomalies are planted in ticks")
+    episodes = []
+    with _bars() as bars:
+        for path, label_path in zip(ticks, labels, strict=True):
+            tell = partial(bars.advance, bars.add_task(path.name, total=None))
+            batches = Files((path,)).batches(artifact.features)
+            episodes += episodes_of(artifact, batches, read_labels(label_path), tell)
+    fitted = fit_head(episodes)
+    named = add_head(model, target, fitted, version=version, overwrite=overwrite)
+    if as_json:
+        _print_json(
+            {
+                "model": str(target),
+                "model_hash": named.model_hash,
+                "version": named.version,
+                "episodes": fitted.episodes,
+                "untrained": fitted.untrained,
+                "held_out_macro_f1": fitted.held_out,
+            }
+        )
+        return
+    table = Table("class", "episodes", box=None)
+    for name, count in {**fitted.episodes, **fitted.untrained}.items():
+        table.add_row(name, f"{count}{' (too few, not trained)' * (name in fitted.untrained)}")
+    out.print(table, highlight=False)
+    out.print(
+        f"macro-F1 of held-back episodes: {fitted.held_out['open']:.2f} when they open, "
+        f"{fitted.held_out['close']:.2f} when they close; model {named.version} in {target}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
 
-from benchmarks.real_data import fuzz, injected, lobster, nab, thresholds, xauusd
+from benchmarks.real_data import fuzz, injected, lobster, nab, names, thresholds, xauusd
 from benchmarks.real_data.report import Scenario, save, write_page
 from tests.kafka_broker import REPOSITORY
 
@@ -21,6 +21,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "injected": injected,
     "nab": nab,
     "thresholds": thresholds,
+    "names": names,
     "fuzz": fuzz,
 }
 

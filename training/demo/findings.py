@@ -37,6 +37,7 @@ class Findings:
 
     plants: Sequence[Planted]
     found_by: dict[int, Event] = field(default_factory=dict)  # position in `plants` -> first event
+    called: dict[str, str] = field(default_factory=dict)  # episode -> what it was named last
     false_alarms: list[Event] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
 
@@ -45,6 +46,8 @@ class Findings:
         if event["event_id"] in self.ids:
             return
         self.ids.add(event["event_id"])
+        if "anomaly_type" in event:
+            self.called[event["episode_id"]] = event["anomaly_type"]
         if event["phase"] != "open":
             return
         number = self.planted_at(event)
@@ -65,6 +68,15 @@ class Findings:
             begun = event_ns is None or plant.start_ns <= event_ns
             counts[plant.kind.value] = (planted + begun, found + (number in self.found_by))
         return dict(sorted(counts.items()))
+
+    def name(self, number: int) -> str | None:
+        """Return what an anomaly's episode was called by its last event, if it was found."""
+        event = self.found_by.get(number)
+        return None if event is None else self.called.get(event["episode_id"])
+
+    def named_rightly(self) -> int:
+        """How many found anomalies were called what they are."""
+        return sum(self.name(n) == plant.kind.value for n, plant in enumerate(self.plants))
 
     def delay_s(self, number: int) -> float | None:
         """Event time from the beginning of an anomaly to the tick that was noticed, if any."""
@@ -160,6 +172,7 @@ class Summary:
             "planted": self.planted,
             "found": self.found,
             "missed": self.planted - self.found,
+            "named_rightly": self.findings.named_rightly(),
             "by_kind": {
                 kind: {"planted": planted, "found": found}
                 for kind, (planted, found) in self.findings.by_kind().items()
@@ -196,4 +209,5 @@ class Summary:
                 "end_ns": plant.end_ns,
                 "found": number in self.findings.found_by,
                 "delay_s": self.findings.delay_s(number),
+                "named": self.findings.name(number),
             }

@@ -30,6 +30,9 @@ from training.train import Options
 LEAST_LIVE_S: Final = 150
 """Room for the longest anomaly with `DEMO_SEPARATION_S` before and after it."""
 
+LESSONS_PER_KIND: Final = 20
+"""Anomalies of each kind, planted in the training minutes, that the head learns names from."""
+
 PLANT_EVERY_S: Final = DEMO_LIVE_S / DEMO_PLANTS
 
 
@@ -84,6 +87,19 @@ class Scenario:
             seed=self.seed,
         )
 
+    @cached_property
+    def lessons(self) -> tuple[Planted, ...]:
+        """Other anomalies of the same kinds, in the minutes before the live part."""
+        return plan(
+            self.market.symbols,
+            LESSONS_PER_KIND * len(DEMO_KINDS),
+            DEMO_START_NS,
+            self.live_ns,
+            min_separation_s=DEMO_SEPARATION_S,
+            kinds=DEMO_KINDS,
+            seed=self.seed + 1,
+        )
+
     def options(self) -> Options:
         """How the model is trained: as `tapewatch train` would, with most rows for thresholds."""
         return Options(
@@ -97,6 +113,10 @@ class Scenario:
     def training_ticks(self) -> Iterator[TickBatch]:
         """Yield the clean ticks before the live part."""
         return generate(self.market, DEMO_START_NS, self.train_s)
+
+    def lesson_ticks(self) -> Iterator[TickBatch]:
+        """Yield the ticks before the live part once more, with anomalies."""
+        return generate(self.market, DEMO_START_NS, self.train_s, self.lessons)
 
     def live_ticks(self) -> Iterator[TickBatch]:
         """Yield the ticks of the live part, anomalies included: the same market going on."""

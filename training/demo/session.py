@@ -25,9 +25,12 @@ from detector.errors import FailedError
 from detector.features import DEFAULT
 from detector.kafka import Connection, Publisher, follow
 from detector.replay import Message, group, replay
+from training.classify import add_head, episodes_of, fit_head
 from training.demo.daemon import DaemonProcess, Reading, quantile_of
 from training.demo.findings import Event, Findings, Summary
 from training.demo.scenario import Scenario
+from training.halves import Half
+from training.labels import Label
 from training.train import train
 
 TOPICS: Final = TopicsConfig()
@@ -104,12 +107,13 @@ def run_demo(scenario: Scenario, view: View, began: float) -> Summary:
         folder = Path(name)
         training = time.monotonic()
         artifact = _train(scenario, folder / "model", view)
+        model = _classify(scenario, artifact, folder, view)
         trained = time.monotonic()
         view.step("starting an embedded broker and the daemon")
         with EmbeddedBroker() as broker:
             for topic in (TOPICS.ticks, TOPICS.anomalies, TOPICS.dead_letters):
                 broker.create_topic(topic)
-            with DaemonProcess(folder, broker.bootstrap, Path("model")) as daemon:
+            with DaemonProcess(folder, broker.bootstrap, model) as daemon:
                 run = _Run(scenario, artifact.thresholds.pooled, daemon, view)
                 last, live_seconds = run.play(Connection(broker.bootstrap, "tapewatch-demo"))
                 view.step("stopping the daemon")
@@ -153,6 +157,16 @@ def _train(scenario: Scenario, folder: Path, view: View) -> Artifact:
     return train(
         scenario.training_ticks(), DEFAULT, folder, scenario.options(), progress=_Progress(view)
     )
+
+
+def _classify(scenario: Scenario, artifact: Artifact, folder: Path, view: View) -> Path:
+    """Add a head that names anomalies; the model's folder, below `folder`."""
+    view.step(f"training names on {len(scenario.lessons)} anomalies planted in those minutes")
+    labels = [Label(each, Half.BOTH, 0) for each in scenario.lessons]
+    episodes = episodes_of(artifact, scenario.lesson_ticks(), labels)
+    fitted = fit_head(episodes, scenario.seed)
+    add_head(folder / "model", folder / "named", fitted, version=f"{artifact.version}-named")
+    return Path("named")
 
 
 class _Progress:

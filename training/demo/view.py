@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -248,7 +249,7 @@ class _Panels:
 
     def _episodes(self) -> Panel:
         rows = Table.grid(padding=(0, 1), expand=True)
-        for _ in range(5):
+        for _ in range(6):
             rows.add_column(no_wrap=True)
         rows.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for event, verdict in self._opened:
@@ -259,9 +260,10 @@ class _Panels:
                 Text(f"{event['score']:5.1f} of {event['threshold']:.1f}"),
                 Text(event["severity"], style=_SEVERITY[event["severity"]]),
                 Text(verdict, style="dim" if verdict == "false alarm" else "green"),
+                Text(event.get("anomaly_type", "")),
                 Text(top, style="cyan"),
             )
-        title = "last episodes: score of threshold, what it was, top features"
+        title = "last episodes: score of threshold, what it was, its name so far, top features"
         return Panel(
             rows, title=title, title_align="left", box=box.ROUNDED, height=self._events + 2
         )
@@ -366,12 +368,21 @@ def _latency(histogram: Histogram) -> str:
     return ", ".join(f"p{q} {1e3 * value:.1f}" for q, value in named if value is not None) + " ms"
 
 
+def _called(anomaly: Mapping[str, Any]) -> Text:
+    """Return what an anomaly was named, green where that is right."""
+    if anomaly["named"] is None:
+        return Text("")
+    style = "green" if anomaly["named"] == anomaly["kind"] else "yellow"
+    return Text(anomaly["named"].replace("_", " "), style=style)
+
+
 def print_summary(summary: Summary, console: Console) -> None:
     """Print what the demo ends with, for people."""
     facts = summary.to_dict()
     table = Table(box=box.SIMPLE_HEAD, title="planted anomalies", title_justify="left")
-    for name in ("anomaly", "instrument", "at", "lasts", "found after"):
-        table.add_column(name, justify="left" if name in {"anomaly", "instrument"} else "right")
+    for name in ("anomaly", "instrument", "at", "lasts", "found after", "named"):
+        left = name in {"anomaly", "instrument", "named"}
+        table.add_column(name, justify="left" if left else "right")
     for anomaly in facts["anomalies"]:
         delay = anomaly["delay_s"]
         table.add_row(
@@ -380,6 +391,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             _clock(anomaly["start_ns"], summary.start_ns),
             f"{(anomaly['end_ns'] - anomaly['start_ns']) / NS_PER_S:.3f} s",
             Text("missed", style="red") if delay is None else Text(f"{delay:.3f} s", style="green"),
+            _called(anomaly),
         )
     console.print(table)
     latency = (
@@ -392,6 +404,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         "anomalies": f"{summary.planted} planted, {summary.found} found, "
         f"{facts['missed']} missed (found: an episode of the instrument opens before the "
         f"anomaly's end + {GRACE_S:g} s)",
+        "names": f"{facts['named_rightly']} of {summary.found} found anomalies named rightly",
         "false alarms": f"{facts['false_alarms']}, {summary.false_alarm_rate:.1f} per "
         f"instrument-hour; {facts['false_alarms_cold']} in the first {COLD_S:.0f} s, with cold "
         f"windows, {facts['false_alarms_wake']} up to {WAKE_S:.0f} s after a planted anomaly of "
