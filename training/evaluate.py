@@ -24,6 +24,7 @@ from detector.offline import Files
 from detector.placing import Planted
 from detector.ticks import NS_PER_S, TickBatch, split_key
 from training.evaluation.baselines import BASELINES, HALF_SPACE, MOST_ROWS, NEIGHBOUR_ROWS
+from training.evaluation.charts import Picture
 from training.evaluation.compare import comparison
 from training.evaluation.half_space import EXTRA, river_available
 from training.evaluation.operating import POINTS, Judged, Trial
@@ -476,7 +477,7 @@ def _iso(ts_ns: int) -> str:
     return datetime.fromtimestamp(ts_ns / NS_PER_S, UTC).isoformat(timespec="milliseconds")
 
 
-def _write(out: Path, metrics: dict[str, Any], drawn: Any) -> None:  # noqa: ANN401
+def _write(out: Path, metrics: dict[str, Any], drawn: Sequence[Picture]) -> None:
     """Write both files beside the final name; the folder takes it only when all went well."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
         staged = Path(folder) / "report"

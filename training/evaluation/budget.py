@@ -27,7 +27,12 @@ def kept(alarms: int, hours: float, per_hour: float) -> dict[str, Any]:
     if asked >= MANY:
         factor = max(alarms / asked, asked / max(alarms, 0.5))
         return {**facts, "judged_by": "factor", "kept": factor <= WITHIN}
-    return {**facts, "judged_by": "interval", "interval": [low, high], "kept": low <= alarms <= high}
+    return {
+        **facts,
+        "judged_by": "interval",
+        "interval": [low, high],
+        "kept": low <= alarms <= high,
+    }
 
 
 def budgets(instruments: Mapping[str, Mapping[str, Any]], per_hour: float) -> dict[str, Any]:

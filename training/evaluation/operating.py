@@ -165,7 +165,9 @@ def within(planted: tuple[Planted, ...], keys: Int64, ts: Int64) -> tuple[Plante
     return tuple(
         one
         for one in planted
-        if one.key in spans and spans[one.key][0] <= one.start_ns and one.end_ns <= spans[one.key][1]
+        if one.key in spans
+        and spans[one.key][0] <= one.start_ns
+        and one.end_ns <= spans[one.key][1]
     )
 
 

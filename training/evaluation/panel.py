@@ -132,7 +132,9 @@ class Operated:
         points = self.by[name]
         return {
             **{
-                point: judged.facts for point, judged in points.items() if isinstance(judged, Judged)
+                point: judged.facts
+                for point, judged in points.items()
+                if isinstance(judged, Judged)
             },
             "refused": {
                 point: judged for point, judged in points.items() if isinstance(judged, str)

@@ -41,7 +41,8 @@ class Curve:
     @property
     def ap(self) -> float:
         """Average precision: precision at each score, weighted by the recall it adds."""
-        precision = self.found / (self.found + self.false)
+        # The highest scores may all be of another type: neither found nor false.
+        precision = self.found / np.maximum(self.found + self.false, 1)
         return float(np.sum(np.diff(self.found, prepend=0) * precision) / self.found[-1])
 
 

@@ -135,9 +135,7 @@ def _price(batch: TickBatch) -> Float64:
     return found
 
 
-def near(
-    keys: Int64, ts: Int64, planted: Sequence[Planted], before_ns: int, after_ns: int
-) -> Bool:
+def near(keys: Int64, ts: Int64, planted: Sequence[Planted], before_ns: int, after_ns: int) -> Bool:
     """`(n,)` bool: within `[start - before, end + after]` of an anomaly of the instrument.
 
     Both ends inclusive; stretches that overlap are one.
