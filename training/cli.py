@@ -1,4 +1,4 @@
-"""`tapewatch train | score | inject | evaluate | model`: parse, call, print. Heavy imports only inside."""
+"""The offline commands: parse, call, print. Heavy imports only inside."""
 
 from __future__ import annotations
 

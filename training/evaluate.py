@@ -175,7 +175,7 @@ def evaluate(request: Request, progress: Progress | None = None) -> dict[str, An
             "labels": request.labels.name,
             "instruments": [stream.names[key] for key in sorted(stream.names)],
             "time_ordered": {
-                "parts": _part_facts(trained_on, held, stream, parts, ends, models[0]),
+                "parts": _part_facts(held, stream, parts, ends, models[0]),
                 "runs": runs,
                 "as_shipped": shipped,
                 "against": comparison(runs, TWO_STAGE),
@@ -280,7 +280,7 @@ def _check_labels(path: Path, labels: Sequence[Planted], stream: Stream) -> None
         example = next(one for one in labels if one.key not in known)
         publisher, instrument = split_key(example.key)
         raise RefusedError(
-            f"--labels {path}: anomalies of {', '.join(foreign)} (such as {publisher}:{instrument}), "
+            f"--labels {path}: anomalies of {', '.join(foreign)} ({publisher}:{instrument}), "
             f"but --ticks hold {', '.join(sorted(stream.names.values()))}; give the labels that "
             "were written with these ticks"
         )
@@ -397,7 +397,7 @@ def _published(
     if np.count_nonzero(parts.fit) < LEAST_TRAIN_ROWS or not stream.kind[parts.test].any():
         return {
             **facts,
-            "refused": f"{facts['parts']['fit_rows']:,} ordinary ticks lie away from the anomalies; "
+            "refused": f"{facts['parts']['fit_rows']:,} ordinary ticks away from the anomalies; "
             f"at least {LEAST_TRAIN_ROWS:,} are needed, and one anomalous one",
         }
     runs: list[dict[str, Any]] = []
@@ -446,7 +446,7 @@ def _model_facts(one: _Model) -> dict[str, Any]:
 
 
 def _part_facts(
-    trained_on: Stream, held: Parts, stream: Stream, parts: Parts, ends: Ends, model: _Model
+    held: Parts, stream: Stream, parts: Parts, ends: Ends, model: _Model
 ) -> dict[str, Any]:
     """Count the rows of each part; the model's own counts beside them."""
     training = model.artifact.manifest.training

@@ -17,6 +17,7 @@ from training.evaluation.charts import (
     BAD,
     COLOURS,
     GOOD,
+    LINES,
     OURS,
     WARM,
     Picture,
@@ -54,6 +55,7 @@ def rank_curves(found: Mapping[str, Curve]) -> Picture:
             style: dict[str, Any] = {
                 "color": theme.ink if every else COLOURS[name],
                 "linewidth": 2.2 if every else 1.4,
+                "linestyle": "-" if every else LINES[name],
                 "label": plain(name),
             }
             some = np.unique(np.geomspace(1, len(curve.found), POINTS).astype(int)) - 1

@@ -51,7 +51,7 @@ def thinned(rows: npt.NDArray[Any], most: int) -> npt.NDArray[Any]:
 
 
 def isolation_forest(z: Float32, seed: int) -> RawScore:
-    """100 trees of 256 rows (Liu, Ting, Zhou 2008)."""
+    """Fit 100 trees of 256 rows (Liu, Ting, Zhou 2008)."""
     forest = IsolationForest(n_estimators=TREES, random_state=seed).fit(z)
 
     def score(rows: Float32) -> Float64:
@@ -62,7 +62,7 @@ def isolation_forest(z: Float32, seed: int) -> RawScore:
 
 
 def one_class_svm(z: Float32, seed: int) -> RawScore:
-    """300 Nystroem landmarks of an RBF kernel, gamma 1 / F, then a linear one-class SVM, nu 0.01."""
+    """Fit a linear one-class SVM, nu 0.01, to 300 Nystroem landmarks, RBF kernel, gamma 1/F."""
     kernel = Nystroem(gamma=1.0 / z.shape[1], n_components=LANDMARKS, random_state=seed)
     svm = SGDOneClassSVM(nu=0.01, random_state=seed).fit(kernel.fit_transform(z))
 

@@ -36,7 +36,7 @@ def kept(alarms: int, hours: float, per_hour: float) -> dict[str, Any]:
 
 
 def budgets(instruments: Mapping[str, Mapping[str, Any]], per_hour: float) -> dict[str, Any]:
-    """False episodes in clean time against the budget, from `judge_episodes`'s instruments."""
+    """Hold false episodes in clean time against a budget, by instrument of `judge_episodes`."""
     return {
         name: kept(one["false"], one["clean_hours"], per_hour) for name, one in instruments.items()
     }

@@ -30,7 +30,7 @@ class Theme:
     ordinary: str
     map: str
 
-    def style(self) -> dict[str, Any]:
+    def style(self) -> Any:  # noqa: ANN401 - Matplotlib names every key in its type
         """Return Matplotlib's parameters."""
         return {
             "figure.facecolor": self.ground,
@@ -71,12 +71,19 @@ BAD: Final = "#d1495b"
 COLOURS: Final = dict(
     zip(
         (kind.value for kind in AnomalyKind),
-        ("#3b82c4", "#e07b39", "#3fa66a", "#d1495b", "#8e6bbf", "#b5893f", "#d678b3", "#8a9a3b",
+        ("#3b82c4", "#e07b39", "#3fa66a", "#d1495b", "#8e6bbf", "#c7a500", "#d678b3", "#8a6d5a",
          "#2aa7b8"),
         strict=True,
     )
 )  # fmt: skip
 """One colour a type, told apart on both grounds."""
+
+LINES: Final = dict(
+    zip((kind.value for kind in AnomalyKind), ("-", "-", "-", "-", "-", "--", "--", "--", "--"),
+        strict=True)
+)  # fmt: skip
+MARKERS: Final = dict(zip((kind.value for kind in AnomalyKind), "os^vDP<>X", strict=True))
+"""The same once more for eyes that do not tell colours apart."""
 
 
 @dataclass(frozen=True, slots=True)

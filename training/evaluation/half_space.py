@@ -56,7 +56,7 @@ def half_space_trees(z: Float32, seed: int) -> Callable[[Float32], Float64]:
             "out with --without-river"
         ) from error
     rows = z[:: max(1, -(-len(z) // ROWS))]
-    forest = HalfSpaceTrees(TREES, HEIGHT, window_size=len(rows), seed=seed)
+    forest: Any = HalfSpaceTrees(TREES, HEIGHT, window_size=len(rows), seed=seed)
     for row in _unit(rows).tolist():
         forest.learn_one(dict(enumerate(row)))
     trees = [_Tree(root) for root in forest.trees]

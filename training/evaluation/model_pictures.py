@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from training.evaluation.charts import (
     BAD,
     COLOURS,
+    MARKERS,
     OURS,
     WARM,
     Picture,
@@ -145,7 +146,7 @@ def residual_map(residuals: Float64, kind: npt.NDArray[np.uint8], names: Sequenc
         ],
         axis=1,
     )
-    top = np.argsort(-table[:, 1:].max(axis=1), kind="stable")[:TOP_FEATURES]
+    top = _standing_out(table[:, 1:] - table[:, :1])
 
     def draw(theme: Theme) -> Figure:
         drawn = figure(1.6 + 0.235 * len(top), 9.5)
@@ -167,10 +168,17 @@ def residual_map(residuals: Float64, kind: npt.NDArray[np.uint8], names: Sequenc
     return picture(
         "What stage 1 did not expect",
         f"Mean absolute residual of each feature by type, in the feature's training standard "
-        f"deviations, single rows cut off at {MOST_RESIDUAL:g}. The {len(top)} features of the "
-        "largest one.",
+        f"deviations, single rows cut off at {MOST_RESIDUAL:g}. For each type the features that "
+        "stand out most from ordinary rows.",
         draw,
     )
+
+
+def _standing_out(above: Float64) -> list[int]:
+    """Features of `(F, types)` excesses over ordinary rows: the largest ones of each type."""
+    each = max(1, TOP_FEATURES // above.shape[1])
+    order = np.argsort(-above, axis=0, kind="stable")[:each]
+    return list(dict.fromkeys(order.T.ravel().tolist()))
 
 
 def latent_plane(plane: Float64, kind: npt.NDArray[np.uint8]) -> Picture:
@@ -181,14 +189,21 @@ def latent_plane(plane: Float64, kind: npt.NDArray[np.uint8]) -> Picture:
         axes = drawn.subplots()
         plain_rows = plane[kind == 0]
         axes.scatter(
-            *plain_rows.T, s=3, color=theme.ordinary, alpha=0.35, linewidths=0, label="ordinary"
+            plain_rows[:, 0],
+            plain_rows[:, 1],
+            s=3,
+            color=theme.ordinary,
+            alpha=0.35,
+            linewidths=0,
+            label="ordinary",
         )
         for name, index in KIND_INDEX.items():
             mine = plane[kind == index]
             if len(mine):
                 axes.scatter(
-                    *mine.T, s=9, color=COLOURS[name], alpha=0.75, linewidths=0, label=plain(name)
-                )
+                    mine[:, 0], mine[:, 1], s=12, color=COLOURS[name], alpha=0.75, linewidths=0,
+                    marker=MARKERS[name], label=plain(name),
+                )  # fmt: skip
         for axis, values in ((axes.set_xlim, plane[:, 0]), (axes.set_ylim, plane[:, 1])):
             low, high = np.quantile(values, (0.005, 0.995)).tolist()
             edge = 0.05 * (high - low) or 1.0

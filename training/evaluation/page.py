@@ -27,6 +27,7 @@ from training.evaluation.shipped import Shipped
 from training.evaluation.stream import Bool, Stream
 from training.evaluation.tables import (
     NOTHING,
+    Runs,
     Table,
     against_table,
     budget_table,
@@ -151,8 +152,8 @@ def write_page(metrics: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
             "Episodes",
             _text(
                 "What a desk gets. A hit is an episode that opens within an anomaly or one second "
-                "after it, after 60 s without alarm. Thresholds come from calibration scores alone: "
-                "frozen at what was expected to give so many false episodes an instrument-hour, or "
+                "after it, after 60 s without alarm. Thresholds come from calibration scores "
+                "alone: frozen where so many false episodes an instrument-hour were expected, or "
                 "following their own alarms from there on as in the daemon (planted anomalies "
                 "count as alarms there, too)."
             ),
@@ -178,13 +179,7 @@ def write_page(metrics: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         _section(
             "Rows, time-ordered",
             _text(_rows_told(parts)),
-            *(
-                _table(ranking_table(f"{title}: AUROC / AP", runs, which, kinds))
-                for which, title in (
-                    ("causal", "Causal"),
-                    ("delayed", "Delayed (mean over the event and the 14 that follow)"),
-                )
-            ),
+            _rankings(runs, kinds),
         ),
         _published(metrics["published"]),
         _section(
@@ -251,20 +246,19 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
 
 
 def _told(metrics: Mapping[str, Any]) -> str:
-    rows = []
-    for one in metrics["time_ordered"]["as_shipped"]:
-        rows.append(
-            [
-                metrics["models"][one["seed"]]["version"],
-                f"{one['hit']} of {one['planted']}",
-                f"{one['masked']}",
-                f"{one['false']}",
-                _number(one["false_per_hour"], ".2f"),
-                _number(one["clean_time_in_alarm"], ".2f", 100) + " %",
-                _number(one["median_delay_ms"], ",.0f"),
-                _number(one["median_delay_events"], ",.0f"),
-            ]
-        )
+    rows = [
+        [
+            metrics["models"][one["seed"]]["version"],
+            f"{one['hit']} of {one['planted']}",
+            f"{one['masked']}",
+            f"{one['false']}",
+            _number(one["false_per_hour"], ".2f"),
+            _number(one["clean_time_in_alarm"], ".2f", 100) + " %",
+            _number(one["median_delay_ms"], ",.0f"),
+            _number(one["median_delay_events"], ",.0f"),
+        ]
+        for one in metrics["time_ordered"]["as_shipped"]
+    ]
     head = [
         "as shipped", "hit", "masked", "false", "false an hour", "clean time in alarm",
         "median delay, ms", "events",
@@ -285,12 +279,25 @@ def _rows_told(parts: Mapping[str, Any]) -> str:
         f"{parts['model_fit_rows']:,} and {parts['model_calibration_rows']:,}"
     )
     return (
-        f"Fitted until {ends['train_end']} ({parts['fit_rows']:,} rows, "
+        f"Fitted until {_when(ends['train_end'])} ({parts['fit_rows']:,} rows, "
         f"{parts['early_stopping_rows']:,} of them later for stopping early), calibrated until "
-        f"{ends['calibration_end']} ({parts['calibration_rows']:,} rows): {same}. Judged is all "
-        f"that follows after {parts['gap_s']:g} s: {parts['test_rows']:,} rows, "
+        f"{_when(ends['calibration_end'])} ({parts['calibration_rows']:,} rows): {same}. Judged is "
+        f"all that follows after {parts['gap_s']:g} s: {parts['test_rows']:,} rows, "
         f"{parts['anomalous_rows']:,} of them anomalous. Rows just after an anomaly count as "
         "ordinary although windows still hold it."
+    )
+
+
+def _rankings(runs: Runs, kinds: Sequence[str]) -> str:
+    titles = {
+        "causal": "Causal",
+        "delayed": "Delayed (mean over the event and the 14 that follow)",
+    }
+    measures = {"auroc": "AUROC", "ap": "average precision"}
+    return "".join(
+        _table(ranking_table(f"{title}: {measure}", runs, which, key, kinds))
+        for which, title in titles.items()
+        for key, measure in measures.items()
     )
 
 
@@ -311,13 +318,7 @@ def _published(found: Mapping[str, Any] | None) -> str:
     return _section(
         "Rows, published protocol",
         _text(text),
-        *(
-            _table(ranking_table(f"{title}: AUROC / AP", runs, which, kinds))
-            for which, title in (
-                ("causal", "Causal"),
-                ("delayed", "Delayed (mean over the event and the 14 that follow)"),
-            )
-        ),
+        _rankings(runs, kinds),
         _table(against_table("Ahead or not, as below", found["against"])),
     )
 
@@ -339,6 +340,10 @@ def _how(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def _when(iso: str) -> str:
+    return f"{iso[:19].replace('T', ' ')} UTC"
+
+
 def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
 
@@ -354,7 +359,7 @@ def _table(table: Table, *, heat: bool = False) -> str:
     cells = "".join(f"<th>{html.escape(each)}</th>" for each in head)
     body = "".join(
         f"<tr{_ours(row[0])}><th>{html.escape(row[0])}</th>"
-        + "".join(f"<td{_shade(each) if heat else ''}>{html.escape(each)}</td>" for each in row[1:])
+        + "".join(f"<td{_shade(each) if heat else ''}>{_cell(each)}</td>" for each in row[1:])
         + "</tr>"
         for row in rows
     )
@@ -364,6 +369,12 @@ def _table(table: Table, *, heat: bool = False) -> str:
     )
 
 
+def _cell(text: str) -> str:
+    """Put the spread of a figure under it."""
+    number, _, rest = html.escape(text).partition(" ± ")
+    return f"{number}<br><small>± {rest}</small>" if rest else number
+
+
 def _ours(name: str) -> str:
     return ' class="ours"' if name == TWO_STAGE else ""
 
@@ -371,7 +382,7 @@ def _ours(name: str) -> str:
 def _shade(text: str) -> str:
     """Ground of a share from 0 to 1: the more, the greener."""
     try:
-        share = min(max(float(text.split(" ")[0]), 0.0), 1.0)
+        share = min(max(float(text.partition(" ")[0]), 0.0), 1.0)
     except ValueError:
         return ""
     return f' style="background:rgba(63,166,106,{0.55 * share:.2f})"'
@@ -413,6 +424,7 @@ caption{text-align:left;font-weight:600;padding:4px 0 6px}
 th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 thead th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom}
 th:first-child{text-align:left;font-weight:500;position:sticky;left:0;background:var(--card)}
+small{color:var(--soft);font-weight:400}
 tr.ours th,tr.ours td{background:var(--ours);font-weight:600}
 figure{margin:0}
 img{display:block;max-width:100%;height:auto;margin:0 auto;border-radius:6px}

@@ -89,8 +89,13 @@ class Ends:
         try:
             parts = summary["parts"]
             found = parts["boundaries_ns"]["all"]
-            names = ("first", "fit_end", "train_end", "calibration_end")
-            return cls(*(int(found[name]) for name in names), round(parts["gap_s"] * NS_PER_S))
+            return cls(
+                int(found["first"]),
+                int(found["fit_end"]),
+                int(found["train_end"]),
+                int(found["calibration_end"]),
+                round(parts["gap_s"] * NS_PER_S),
+            )
         except (KeyError, TypeError) as error:
             raise RefusedError(
                 "training_summary.json does not say when the training ended (parts.boundaries_ns "

@@ -151,7 +151,7 @@ def near(keys: Int64, ts: Int64, planted: Sequence[Planted], before_ns: int, aft
 def windows(
     planted: Sequence[Planted], before_ns: int, after_ns: int
 ) -> dict[int, tuple[Int64, Int64]]:
-    """Merged stretches around the anomalies of each instrument: starts and ends, ascending."""
+    """Merge the stretches around the anomalies of each instrument: starts, ends, ascending."""
     by_key: dict[int, list[tuple[int, int]]] = {}
     for one in planted:
         by_key.setdefault(one.key, []).append((one.start_ns - before_ns, one.end_ns + after_ns))

@@ -16,7 +16,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 Runs = Sequence[Mapping[str, Any]]
 
-NOTHING = "–"
+NOTHING = "-"
 
 
 def detectors(runs: Runs) -> list[str]:
@@ -39,21 +39,23 @@ def of(runs: Runs, detector: str, *path: str) -> list[float | None]:
     return [figure(run, path) for run in runs if run["detector"] == detector]
 
 
-def ranking_table(title: str, runs: Runs, which: str, kinds: Sequence[str]) -> Table:
-    """AUROC / AP of every detector, overall and by type; `which`: causal or delayed."""
-    rows = []
-    for name in detectors(runs):
-        cells = [
-            f"{spread(of(runs, name, 'ranking', which, kind, 'auroc'))} / "
-            f"{spread(of(runs, name, 'ranking', which, kind, 'ap'))}"
-            for kind in kinds
-        ]
-        rows.append([name, *cells])
+def ranking_table(title: str, runs: Runs, which: str, measure: str, kinds: Sequence[str]) -> Table:
+    """Rank figures of every detector, overall and by type.
+
+    Parameters
+    ----------
+    which, measure
+        `causal` or `delayed`; `auroc` or `ap`.
+    """
+    rows = [
+        [name, *(spread(of(runs, name, "ranking", which, kind, measure)) for kind in kinds)]
+        for name in detectors(runs)
+    ]
     return title, ["detector", *map(plain, kinds)], rows
 
 
 def episode_table(title: str, runs: Runs, point: str) -> Table:
-    """What every detector's episodes were at an operating point."""
+    """Say what every detector's episodes were at an operating point."""
     head = [
         "detector", "recall, mean over types", "recall", "median delay, ms", "events",
         "false an hour", "clean time in alarm",
@@ -117,7 +119,7 @@ def budget_table(title: str, episodes: Metrics) -> Table:
     rows = []
     for point, facts in episodes.items():
         for name, one in facts.get("budget", {}).items():
-            interval = "–".join(map(str, one["interval"])) if "interval" in one else NOTHING
+            interval = " to ".join(map(str, one["interval"])) if "interval" in one else NOTHING
             rows.append(
                 [
                     point,
@@ -147,19 +149,22 @@ def plain(name: str) -> str:
 
 
 def summary(metrics: Metrics) -> list[Table]:
-    """What fits on a screen: rows and episodes of both protocols."""
+    """Return what fits on a screen: rows of both protocols, and episodes."""
     runs = metrics["time_ordered"]["runs"]
     point = "6 an hour, frozen"
     tables = [
-        ranking_table("time-ordered, causal: AUROC / AP", runs, "causal", ["all"]),
+        _brief("time-ordered, causal", runs),
         episode_table(f"episodes at {point}", runs, point),
     ]
     published = metrics["published"]
     if published and "runs" in published:
-        tables.insert(
-            1,
-            ranking_table(
-                "published protocol, causal: AUROC / AP", published["runs"], "causal", ["all"]
-            ),
-        )
+        tables.insert(1, _brief("published protocol, causal", published["runs"]))
     return tables
+
+
+def _brief(title: str, runs: Runs) -> Table:
+    rows = [
+        [name, *(spread(of(runs, name, "ranking", "causal", "all", m)) for m in ("auroc", "ap"))]
+        for name in detectors(runs)
+    ]
+    return title, ["detector", "AUROC", "average precision"], rows
