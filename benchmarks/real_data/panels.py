@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.real_data.report import COMMIT, table
 from training.evaluation.baselines import BASELINES, HALF_SPACE
 from training.evaluation.half_space import river_available
 from training.evaluation.tables import Runs, Table
+
+WORKERS: Final = 2
 
 
 def names() -> tuple[str, ...]:
@@ -36,6 +41,21 @@ def kept(folder: Path, name: str, run: Callable[[], dict[str, Any]]) -> dict[str
     staged.replace(path)
     print(f"{name} done", flush=True)
     return facts
+
+
+def at_once(jobs: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Run jobs that can be pickled in processes of their own, two at a time, one thread each.
+
+    The longest should come first. Two, because that many fit into the memory of a small machine.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(WORKERS, len(jobs)), context) as workers:
+        return list(workers.map(_alone, jobs))
+
+
+def _alone(job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    with threadpool_limits(1):
+        return job()
 
 
 def markdown(found: Table, *, title: bool = True) -> str:
