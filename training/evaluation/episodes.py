@@ -121,7 +121,7 @@ class Verdicts:
 
 def verdicts(episodes: Episodes, planted: Sequence[Planted]) -> Verdicts:
     """Hold episodes against anomalies; both in any order of instruments."""
-    verdict = np.full(len(episodes), FALSE)
+    verdict = np.full(len(episodes), FALSE, f"<U{len(MASKED)}")
     told_by = np.full(len(planted), -1, np.int64)
     masked = np.zeros(len(planted), np.bool_)
     late, quiet = LATE_S * NS_PER_S, QUIET_BEFORE_S * NS_PER_S
