@@ -46,6 +46,7 @@ def stream_of(
     return Stream(
         RowStore(values, key, ts),
         np.ones(n),
+        np.arange(n),
         tick_labels(key, ts, anomalies).kind,
         anomalies,
         {each: f"I{each}" for each in np.unique(key).tolist()},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -77,7 +78,10 @@ def measure(data: Path, folder: Path, bootstrap: str | None) -> dict[str, Any]: 
 
 
 def read_set(source: Path, scratch: Path, stocks: Sequence[str] = STOCKS) -> Stream:
-    """Features of all stocks in one stream, in order of event time, with the set's own labels."""
+    """Features of all stocks in one stream, in order of event time.
+
+    The set labels rows, not times: a clean tick within a cluster stays ordinary.
+    """
     found = [read_injected(source / f"{stock}.parquet") for stock in stocks]
     ticks = join([each.batch.ticks for each in found])
     order = np.argsort(ticks["ts_event"], kind="stable")
@@ -93,7 +97,9 @@ def read_set(source: Path, scratch: Path, stocks: Sequence[str] = STOCKS) -> Str
             start, end = int(ts[own].min()), int(ts[own].max())
             planted.append(Planted(kind, key, symbol, start, end, {}, cluster))
     planted.sort(key=lambda one: (one.start_ns, one.key))
-    return read_stream([batch], DEFAULT, scratch, planted)
+    labels = np.concatenate([each.labels for each in found])[order]
+    stream = read_stream([batch], DEFAULT, scratch, planted)
+    return replace(stream, kind=labels[stream.at].astype(np.uint8))
 
 
 def _ends() -> Ends:

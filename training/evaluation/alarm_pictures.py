@@ -242,9 +242,7 @@ def _hours(axes: Axes, trial: Trial, judged: Judged, key: int, theme: Theme) -> 
     axes.set(title=trial.names.get(key, str(key)), ylabel="episodes")
 
 
-def confusion(
-    truth: Sequence[str], named: Sequence[str], probability: Sequence[float] | None = None
-) -> Picture:
+def confusion(truth: Sequence[str], named: Sequence[str]) -> Picture:
     """Names that the model gave to detected episodes against what was planted."""
     rows = sorted(set(truth))
     columns = [*sorted(set(named) - {"unknown"}), *(["unknown"] if "unknown" in named else [])]
@@ -276,10 +274,9 @@ def confusion(
         axes.set(xlabel="named", ylabel="planted")
         return drawn
 
-    sure = "" if probability is None else f" Mean probability {np.mean(probability):.2f}."
     return picture(
         "Names of detected episodes",
-        f"For each planted type, the names that its {len(truth)} detected episodes opened "
-        f"with.{sure}",
+        f"For each planted type, the names that its detected episodes, {len(truth)} in all, ended "
+        "with.",
         draw,
     )

@@ -121,9 +121,10 @@ def _sample(rows: Any, kind: Any) -> Any:  # noqa: ANN401 - index arrays
 
 
 def _names(facts: Drawn) -> Picture | None:
-    """Confusion of the names in the events that told of anomalies; None without a classifier."""
+    """Confusion of the names that episodes ended with; None where the model gives none."""
+    last = {event.episode_id: getattr(event, "name", None) for event in facts.shipped.events}
     named = {
-        (event.ts_event, event.symbol): getattr(event, "anomaly_type", None)
+        (event.ts_event, event.symbol): last[event.episode_id]
         for event in facts.shipped.events
         if event.phase == "open"
     }
@@ -135,7 +136,7 @@ def _names(facts: Drawn) -> Picture | None:
             at = int(facts.as_shipped.episodes.start[episode]), one.symbol
             if (name := named.get(at)) is not None:
                 truth.append(one.kind.value)
-                given.append(str(name))
+                given.append(str(name.type))
     return confusion(truth, given) if truth else None
 
 

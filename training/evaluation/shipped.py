@@ -25,15 +25,15 @@ class Shipped:
 
     Parameters
     ----------
-    offsets
-        `(n,)` int64 row numbers of the ready ticks among all ticks.
+    at
+        `(n,)` int64 numbers of the ready ticks among all ticks.
     score, threshold
         `(n,)` of the ready ticks, in order, as applied.
     events
         All that it would have published.
     """
 
-    offsets: Int64
+    at: Int64
     score: Float64
     threshold: Float64
     events: tuple[AnomalyEvent, ...]
@@ -52,7 +52,7 @@ class Shipped:
         place = np.cumsum(test) - 1
         found = []
         for event in self.events:
-            row = int(np.searchsorted(self.offsets, event.source.offset))
+            row = int(np.searchsorted(self.at, event.source.offset))
             if event.phase == "open" and test[row]:
                 summary = closed.get(event.episode_id)
                 end = int(ts[-1]) if summary is None else summary.ts_end

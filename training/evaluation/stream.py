@@ -38,6 +38,8 @@ class Stream:
         Features, instrument keys and event times, `n` rows.
     price
         `(n,)` float64 mid price, or the price of the tick where there is no two-sided book.
+    at
+        `(n,)` int64 number of each tick among all ticks of the stream, ready or not.
     kind
         `(n,)` uint8, `labels.KIND_INDEX` of the anomaly a tick belongs to; 0: ordinary.
     planted
@@ -48,6 +50,7 @@ class Stream:
 
     store: RowStore
     price: Float64
+    at: Int64
     kind: npt.NDArray[np.uint8]
     planted: tuple[Planted, ...]
     names: Mapping[int, str]
@@ -103,12 +106,16 @@ def read_stream(
         Called with the number of ticks after each batch.
     """
     symbols, bank = SymbolMap(), spec.bank(MAX_INSTRUMENTS)
+    numbers, seen = [np.empty(0, np.int64)], 0
     with (folder / PRICES).open("wb") as prices:
 
         def blocks() -> Iterator[FeatureBlock]:
+            nonlocal seen
             for batch in batches:
                 symbols.learn(batch.symbols)
                 block = bank.update(batch)
+                numbers.append(np.flatnonzero(block.ready) + seen)
+                seen += len(batch)
                 prices.write(np.ascontiguousarray(_price(batch)[block.ready]).data)
                 yield block
                 if tell is not None:
@@ -119,6 +126,7 @@ def read_stream(
     return Stream(
         RowStore(store.values, keys, ts),
         np.fromfile(folder / PRICES),
+        np.concatenate(numbers),
         tick_labels(keys, ts, planted).kind,
         tuple(planted),
         {key: symbols.name(key) for key in np.unique(keys).tolist()},
