@@ -20,6 +20,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from detector.artifact import Variational
+from detector.features import FeatureSpec
 from detector.model import CombinationName, TwoStageModel
 from detector.scorer import TwoStageScorer
 from training.datasets import Rows
@@ -231,8 +232,7 @@ class TwoStageDetector(
         later: Rows | None,
         tell: Tell | None = None,
         own_rows: int | None = None,
-        groups: npt.NDArray[np.int8] | None = None,
-        lone: npt.NDArray[np.int64] | None = None,
+        spec: FeatureSpec | None = None,
     ) -> Fitted:
         """Fit to rows that may lie on disk and belong to several instruments.
 
@@ -247,12 +247,13 @@ class TwoStageDetector(
             Progress, see `training.fit.Tell`.
         own_rows
             Rows from which on an instrument has z-scores and tails of its own; None: never.
-        groups
-            `(F,)` int8, 0 or 1: features whose tails are summed apart; None: one group.
-        lone
-            `(K,)` int64, ascending: features each judged by itself too; None: none.
+        spec
+            What the rows are features of: which tails are summed apart, and which features are each
+            judged by itself too. None: columns of any table.
         """
         recipe = self.recipe(rows.features, len(rows), own_rows)
+        groups = None if spec is None else spec.tail_groups()
+        lone = None if spec is None else np.flatnonzero(spec.lone_features())
         fitted = fit_two_stage(rows, later, recipe, tell, groups, lone)
         self.model_ = fitted.model
         self.history_ = (fitted.stage1, fitted.stage2)

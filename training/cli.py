@@ -1,7 +1,4 @@
-"""`tapewatch train | score | drift | inject | classify | model`: parse, call, print.
-
-Heavy imports only inside.
-"""
+"""The offline commands: parse, call, print. Heavy imports only inside."""
 
 from __future__ import annotations
 
@@ -70,6 +67,7 @@ def register(app: typer.Typer) -> None:
     app.command()(drift)
     app.command()(inject)
     app.command()(classify)
+    app.command()(evaluate)
     app.command()(demo)
     app.add_typer(model_app, name="model")
 
@@ -406,6 +404,77 @@ def classify(
     )
 
 
+def evaluate(
+    model: Annotated[
+        list[Path],
+        typer.Option(help="Model folder; repeat it for models that differ by their seed alone."),
+    ],
+    ticks: Ticks,
+    labels: Annotated[Path, typer.Option(help="Parquet file of labels of these ticks.")],
+    target: Annotated[Path, typer.Option("--out", help="Folder to make for the report.")],
+    more: MoreTicks = None,
+    train_ticks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Files the model was trained on; else --ticks hold them. Repeat the option.",
+            show_default=False,
+        ),
+    ] = None,
+    file_format: FileFormatOption = None,
+    symbol: Symbol = None,
+    since: Since = None,
+    until: Until = None,
+    published: Annotated[
+        bool, typer.Option(help="Also fit the recipe anew for the published protocol.")
+    ] = True,
+    baselines: Annotated[bool, typer.Option(help="Hold other detectors beside it.")] = True,
+    without_river: Annotated[
+        bool, typer.Option("--without-river", help="Leave HalfSpaceTrees out.")
+    ] = False,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for features meanwhile; else the system's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a model on ticks with planted anomalies: metrics.json and one page, report.html.
+
+    Example: tapewatch evaluate --model model --ticks planted.parquet --labels labels.parquet
+    --train-ticks monday.dbn.zst --out report
+    """
+    from training.evaluate import Request  # noqa: PLC0415
+    from training.evaluate import evaluate as run  # noqa: PLC0415
+    from training.evaluation.baselines import BASELINES, HALF_SPACE  # noqa: PLC0415
+
+    names = [name for name in BASELINES if not (without_river and name == HALF_SPACE)]
+    request = Request(
+        models=tuple(model),
+        ticks=_files(ticks, more, file_format, None, symbol, since, until),
+        labels=labels,
+        out=target,
+        train_ticks=(
+            None
+            if train_ticks is None
+            else _files(train_ticks, None, file_format, None, symbol, None, None)
+        ),
+        baselines=tuple(names) if baselines else (),
+        published=published,
+        scratch=scratch,
+    )
+    with _bars() as bars:
+        metrics = run(request, _StepBars(bars))
+    if as_json:
+        _print_json({"out": str(target), **metrics})
+        return
+    from training.evaluation.tables import summary  # noqa: PLC0415
+
+    for title, head, rows in summary(metrics):
+        table = Table(*head, box=None, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        out.print(table, highlight=False)
+    out.print(f"{target}/report.html, {target}/metrics.json", highlight=False, soft_wrap=True)
+
+
 @model_app.command("show")
 def model_show(
     model: Annotated[Path, typer.Argument(help="Model folder.")], as_json: AsJson = False
@@ -516,6 +585,29 @@ class _TrainingBars:
         """Name what begins, once there are no more ticks to come."""
         if name != "features":
             self._bars.add_task(name, total=1, completed=1)
+
+
+class _StepBars:
+    """Progress of an evaluation as bars, one a step."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: Any = None
+
+    def start(self, step: str, total: int | None) -> None:
+        """End the step before and begin another."""
+        self.end()
+        self._task = self._bars.add_task(step, total=total)
+
+    def advance(self, n: int) -> None:
+        """Advance the step's bar."""
+        self._bars.advance(self._task, n)
+
+    def end(self) -> None:
+        """Show the last step as done."""
+        if self._task is not None:
+            done = max(self._bars.tasks[-1].completed, 1)
+            self._bars.update(self._task, total=done, completed=done)
 
 
 @contextmanager

@@ -191,8 +191,7 @@ def train(
                 parts.later,
                 progress.epoch,
                 own_rows=options.own_rows,
-                groups=spec.tail_groups(),
-                lone=np.flatnonzero(spec.lone_features()),
+                spec=spec,
             )
             progress.step("thresholds")
             held_out = score_rows(fitted.model, parts.calibration)
@@ -370,7 +369,7 @@ def _summary(
     options: Options,
     sources: Iterable[str],
 ) -> dict[str, Any]:
-    """Facts for people, as JSON types; nothing reads them back."""
+    """Facts for people and for `tapewatch evaluate`, as JSON types."""
     return {
         "sources": list(sources),
         "ticks": read.ticks,
@@ -382,6 +381,10 @@ def _summary(
                 "all" if key is None else read.names[key]: {
                     name: _iso(ts) for name, ts in asdict(ends).items()
                 }
+                for key, ends in parts.boundaries.items()
+            },
+            "boundaries_ns": {
+                "all" if key is None else read.names[key]: asdict(ends)
                 for key, ends in parts.boundaries.items()
             },
             "gap_s": options.split.gap_s,

@@ -11,14 +11,26 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
 
-from benchmarks.real_data import fuzz, injected, lobster, nab, names, thresholds, xauusd
+from benchmarks.real_data import (
+    adbench,
+    fuzz,
+    lobster,
+    nab,
+    names,
+    planted,
+    published,
+    thresholds,
+    xauusd,
+)
 from benchmarks.real_data.report import Scenario, save, write_page
 from tests.kafka_broker import REPOSITORY
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     "lobster": lobster,
     "xauusd": xauusd,
-    "injected": injected,
+    "published": published,
+    "planted": planted,
+    "adbench": adbench,
     "nab": nab,
     "thresholds": thresholds,
     "names": names,

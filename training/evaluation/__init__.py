@@ -1,0 +1,1 @@
+"""What `tapewatch evaluate` is made of: rows, detectors, rankings, episodes, budgets, the page."""
