@@ -87,18 +87,18 @@ def test_both_combinations_are_of_the_same_networks() -> None:
 def test_latents_have_the_width_asked_for_and_names(detector: TwoStageDetector) -> None:
     """Every member's latent is standardised on training rows, one named column a unit."""
     latent = detector.transform(blob())
-    assert latent.shape == (400, 9)
+    assert latent.shape == (400, 24)
     assert latent.dtype == np.float64
-    np.testing.assert_allclose(latent[:360].std(axis=0), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(latent.std(axis=0), 1.0, rtol=1e-3)
     names = detector.get_feature_names_out().tolist()
-    assert names == [f"twostagedetector{i}" for i in range(9)]
+    assert names == [f"twostagedetector{i}" for i in range(24)]
     wide = TwoStageDetector(latent=5, members=2, random_state=0, epochs=1).fit(blob())
     assert wide.transform(blob(3)).shape == (3, 10)
 
 
 @pytest.mark.parametrize(
     ("columns", "hidden", "latent", "clip", "whitened"),
-    [(1, 48, 2, 10, True), (12, 48, 6, 10, True), (48, 48, 16, 10, True),
+    [(1, 128, 8, 10, True), (12, 128, 12, 10, True), (48, 128, 24, 10, True),
      (49, 22, 10, 3, False), (129, 22, 10, 3, False)],
 )  # fmt: skip
 def test_defaults_depend_on_the_number_of_columns(

@@ -49,10 +49,11 @@ class TwoStageDetector(
     errors of both stages with how far values and residuals lie beyond their training quantiles.
     This is the class that `tapewatch train` fits.
 
-    What is None by default depends on the number of columns d. Up to 48, where every multiply-add
-    is cheap and columns are few enough to be told apart: 48 hidden units, a latent of d // 2 (from
-    2 to 16), clip 10, whitened residuals. From 49 on, the sizes that were chosen for ticks: 22
-    hidden units, a latent of 10, clip 3, plain residuals.
+    What is None by default depends on the number of columns d. Up to 48, where a multiply-add is
+    cheap and noise rather than a narrow latent keeps the networks from copying their input: 128
+    hidden units, a latent of d (from 8 to 24), clip 10, whitened residuals, at least 2,000 steps.
+    From 49 on, what was chosen for ticks: 22 hidden units, a latent of 10, clip 3, plain residuals,
+    at least 500 steps.
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ class TwoStageDetector(
     clip : float or None, default=None
         z-scores are cut off at plus and minus this for the networks.
     noise : float, default=0.3
-        Standard deviation of what is added to stage 1's input while training.
+        Standard deviation of what is added to the last member's input of stage 1 while training;
+        evenly less to those before, none to the first of several.
     whitened : bool or None, default=None
         Whether stage 1's error is a Mahalanobis distance of the residual.
     variational : {"none", "stage1", "stage2", "both"}, default="none"
@@ -86,8 +88,9 @@ class TwoStageDetector(
         Adam's initial learning rate; decays along a cosine.
     patience : int, default=3
         Passes without improvement on held-back rows after which training stops.
-    validation_fraction : float, default=0.1
-        Last share of the rows, held back to stop training early.
+    validation_fraction : float, default=0.0
+        Last share of the rows, held back to stop training early; worth it where rows have an order
+        in time.
     combination : {"tails", "sum"}, default="tails"
         How rare `stage1_weight dec(e1) + stage2_weight dec(e2) + tail_weight T` is, see
         `detector.model.Combination` and `Rarity`; or the plain sum `e1 + e2` of the errors.
@@ -166,7 +169,7 @@ class TwoStageDetector(
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         patience: int = 3,
-        validation_fraction: float = 0.1,
+        validation_fraction: float = 0.0,
         combination: CombinationName = "tails",
         stage1_weight: float | None = None,
         stage2_weight: float | None = None,
@@ -266,9 +269,9 @@ class TwoStageDetector(
         narrow, ticks = features <= NARROW, Recipe()
         latent = self.latent
         if latent is None:
-            latent = min(16, max(2, features // 2)) if narrow else ticks.latent
+            latent = min(24, max(8, features)) if narrow else ticks.latent
         return Recipe(
-            hidden=self.hidden or (48 if narrow else ticks.hidden),
+            hidden=self.hidden or (128 if narrow else ticks.hidden),
             latent=latent,
             stage2_latent=max(1, min(self.stage2_latent, latent - 1)),
             members=self.members,
@@ -278,7 +281,7 @@ class TwoStageDetector(
             variational=self.variational,
             kl_weight=self.kl_weight,
             epochs=self.epochs or (10 if narrow else ticks.epochs),
-            least_steps=self.least_steps or (500 if narrow else ticks.least_steps),
+            least_steps=self.least_steps or (2_000 if narrow else ticks.least_steps),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             patience=self.patience,

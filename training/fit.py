@@ -57,7 +57,8 @@ class Recipe:
     clip
         z-scores are cut off at plus and minus this before stage 1.
     noise
-        Standard deviation of what is added to stage 1's input while training.
+        Standard deviation of what is added to the last member's input of stage 1 while training;
+        evenly less to those before, none to the first. What one level of noise blurs another keeps.
     whitened
         Whether stage 1's error is a Mahalanobis distance of the residual, `F^2` multiply-adds a
         member dearer.

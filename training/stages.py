@@ -59,7 +59,8 @@ class Schedule:
     patience
         Epochs without a lower error on later rows after which training stops.
     noise
-        Standard deviation of what is added to the input, not to what has to be rebuilt.
+        Standard deviation of what is added to the last member's input, not to what has to be
+        rebuilt; evenly less to those before, none to the first of several.
     kl_weight
         Weight of a sampled latent's divergence from a standard normal, a feature.
     """
@@ -119,7 +120,7 @@ class Stage:
         self._spread = self._layer(sizes[self._depth], latent) if sampled else None
         layers = [*self.layers, *([] if self._spread is None else [self._spread])]
         self._variables = [variable for layer in layers for variable in layer]
-        self._noise = keras.Variable(0.0, trainable=False)
+        self._noise = keras.Variable(np.zeros((members, 1, 1), np.float32), trainable=False)
         self._kl_weight = keras.Variable(0.0, trainable=False)
         self._seed = keras.Variable(0, dtype="int32", trainable=False)
         self._learning_rate = keras.Variable(0.0, trainable=False)
@@ -186,7 +187,7 @@ class Stage:
         patience = schedule.patience * math.ceil(epochs / schedule.epochs)
         self._learning_rate.assign(schedule.learning_rate)
         self._steps.assign(epochs * steps)
-        self._noise.assign(schedule.noise)
+        self._noise.assign(self._noise_levels(schedule.noise))
         self._kl_weight.assign(schedule.kl_weight / self._width)
         size = self._tf.constant(batch)
         training = self._passes(chunks)
@@ -218,6 +219,11 @@ class Stage:
 
     def _kept(self) -> list[npt.NDArray[Any]]:
         return [variable.numpy() for variable in self._variables]
+
+    def _noise_levels(self, most: float) -> Float32:
+        """`(M, 1, 1)`: how much noise each member's input gets."""
+        shares = np.linspace(0.0, 1.0, self._members) if self._members > 1 else np.ones(1)
+        return (most * shares).astype(np.float32)[:, None, None]
 
     def _coded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latent of `(M, n, width)` inputs, and what comes right before it."""

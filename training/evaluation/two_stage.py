@@ -1,8 +1,8 @@
 """A fitted two-stage model as the evaluation sees it: the only module here that knows its parts.
 
 Three detectors come out of one model: both stages as the model combines them; *stage 1 alone*, the
-same with stage 2's weight zero (the tails of its residuals still count); and the *plain sum* of both
-errors.
+same with stage 2's weight zero (the tails of its residuals still count); and the *plain sum* of
+both errors.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TwoStage:
         return found
 
     def plane(self, values: Float32, keys: Int64) -> Float64:
-        """`(n, 2)`: the first member's latent of stage 2; one column of zeros where it has a single unit."""
+        """`(n, 2)`: the first member's latent of stage 2; a column of zeros where it has one unit."""
         weights = self.model.weights
         latent = np.empty((len(keys), self.model.latents), np.float32)
         self._scorer.measure(values, keys, np.ones(len(keys), np.bool_), latent)
