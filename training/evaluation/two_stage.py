@@ -98,7 +98,7 @@ class TwoStage:
         return found
 
     def plane(self, values: Float32, keys: Int64) -> Float64:
-        """`(n, 2)`: the first member's latent of stage 2; a column of zeros where it has one unit."""
+        """`(n, 2)`: the first member's latent of stage 2; zeros beside a single unit."""
         weights = self.model.weights
         latent = np.empty((len(keys), self.model.latents), np.float32)
         self._scorer.measure(values, keys, np.ones(len(keys), np.bool_), latent)
