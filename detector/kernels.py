@@ -792,6 +792,7 @@ def slide(
     x: Any,  # noqa: ANN401 - a double or a single, as `rows`
 ) -> Any:  # noqa: ANN401
     """Take x into a column of a block, at the line that begins at `line`; the window's sum."""
+    # unsigned: Numba compares every signed index that it cannot foresee with 0
     here, next_line = np.uint64(line + column), np.uint64(line + width + column)
     total = rows[slot, np.uint64(block + column)] + x
     rows[slot, np.uint64(block + column)] = total
