@@ -52,6 +52,7 @@ def event(ts_event: int, name: str = "", key: int = KEY, phase: str = "open") ->
     publisher, instrument = split_key(key)
     return {
         "event_id": name or str(ts_event),
+        "episode_id": "episode",
         "phase": phase,
         "publisher_id": publisher,
         "instrument_id": instrument,
@@ -268,6 +269,18 @@ def test_a_view_shows_rates_latency_findings_and_features(terminal: bool) -> Non
     for fact in ("5,000", "p50 1.5, p95 1.9", "http://127.0.0.1:1/metrics", "7.0"):
         assert fact in text
     assert ("spread 1" in text) == terminal
+
+
+def test_an_anomaly_has_the_name_of_its_episodes_last_event() -> None:
+    """The close knows more than the opening; without a head there is no name."""
+    findings = Findings((planted(),))
+    findings.add(event(START + 1))
+    assert findings.name(0) is None
+    findings.add(event(START + 1, "named") | {"anomaly_type": "unknown"})
+    kind = findings.plants[0].kind.value
+    findings.add(event(START + 2, "close", phase="close") | {"anomaly_type": kind})
+    assert findings.name(0) == kind
+    assert summary(findings).to_dict()["named_rightly"] == 1
 
 
 def test_the_printed_summary_names_every_anomaly() -> None:

@@ -31,7 +31,10 @@ LEAST_LIVE_S: Final = 150
 """Room for the longest anomaly with `DEMO_SEPARATION_S` before and after it."""
 
 LESSONS_PER_KIND: Final = 20
-"""Anomalies of each kind, planted in the training minutes, that the head learns names from."""
+"""Anomalies of each kind, planted in the training minutes, that the head learns names from; fewer
+where these are fewer than `TRAIN_S`."""
+
+TRAIN_S: Final = 900
 
 PLANT_EVERY_S: Final = DEMO_LIVE_S / DEMO_PLANTS
 
@@ -60,7 +63,7 @@ class Scenario:
     seed: int = 7
     live_s: int = int(DEMO_LIVE_S)
     speed: float = 12.0
-    train_s: int = 900
+    train_s: int = TRAIN_S
     quantile: float = 0.9999
     epochs: int = 6
 
@@ -90,9 +93,10 @@ class Scenario:
     @cached_property
     def lessons(self) -> tuple[Planted, ...]:
         """Other anomalies of the same kinds, in the minutes before the live part."""
+        share = max(self.train_s - LEAST_LIVE_S, 0) / (TRAIN_S - LEAST_LIVE_S)
         return plan(
             self.market.symbols,
-            LESSONS_PER_KIND * len(DEMO_KINDS),
+            round(share * LESSONS_PER_KIND * len(DEMO_KINDS)),
             DEMO_START_NS,
             self.live_ns,
             min_separation_s=DEMO_SEPARATION_S,

@@ -25,7 +25,7 @@ from detector.errors import FailedError
 from detector.features import DEFAULT
 from detector.kafka import Connection, Publisher, follow
 from detector.replay import Message, group, replay
-from training.classify import add_head, episodes_of, fit_head
+from training.classify import TooFewEpisodesError, add_head, episodes_of, fit_head
 from training.demo.daemon import DaemonProcess, Reading, quantile_of
 from training.demo.findings import Event, Findings, Summary
 from training.demo.scenario import Scenario
@@ -164,7 +164,11 @@ def _classify(scenario: Scenario, artifact: Artifact, folder: Path, view: View) 
     view.step(f"training names on {len(scenario.lessons)} anomalies planted in those minutes")
     labels = [Label(each, Half.BOTH, 0) for each in scenario.lessons]
     episodes = episodes_of(artifact, scenario.lesson_ticks(), labels)
-    fitted = fit_head(episodes, scenario.seed)
+    try:
+        fitted = fit_head(episodes, scenario.seed)
+    except TooFewEpisodesError:
+        view.step("too few of them raised an alarm: episodes stay without names")
+        return Path("model")
     add_head(folder / "model", folder / "named", fitted, version=f"{artifact.version}-named")
     return Path("named")
 
