@@ -30,8 +30,9 @@ PHASES: Final[tuple[Phase, ...]] = ("open", "update", "close")
 SEVERITIES: Final[tuple[Severity, ...]] = ("minor", "major", "critical")
 CLOSE_REASONS: Final[tuple[CloseReason, ...]] = ("quiet", "silent", "evicted")
 TOP_FEATURES: Final = 5
-MAJOR_FROM: Final = 2.0
-CRITICAL_FROM: Final = 4.0
+MAJOR_FROM: Final = 1.25
+CRITICAL_FROM: Final = 1.5
+"""Of score / threshold. The score is a logarithm: an extreme price is 1.5 to 2 times over it."""
 _BUFFER_ROWS: Final = 256
 _EPISODE_ROWS: Final = 64
 
