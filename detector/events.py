@@ -33,6 +33,7 @@ CLOSE_REASONS: Final[tuple[CloseReason, ...]] = ("quiet", "silent", "evicted")
 TOP_FEATURES: Final = 5
 MAJOR_FROM: Final = 2.0
 CRITICAL_FROM: Final = 4.0
+"""Of score / threshold: 1.2 and 2.4 decades rarer than the threshold, see `model.SCORE_SCALE`."""
 _NO_ROWS: Final = np.empty(0, np.int64)
 _NO_EVIDENCE: Final = np.empty((1, 0))
 _BUFFER_ROWS: Final = 256

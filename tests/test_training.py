@@ -434,7 +434,15 @@ class TestFit:
         flipped = base[:200] * np.array([1, -1, 1, -1, 1, -1])
         later = Rows.whole(flipped, np.zeros(200, np.int64))
         epochs: list[tuple[int, int]] = []
-        recipe = Recipe(hidden=8, latent=1, stage2_latent=1, epochs=40, least_steps=1, patience=2)
+        recipe = Recipe(
+            hidden=8,
+            latent=1,
+            stage2_latent=1,
+            epochs=40,
+            least_steps=1,
+            patience=2,
+            learning_rate=0.1,
+        )
         fitted = fit_two_stage(
             rows, later, recipe, lambda stage, done, *_: epochs.append((stage, done))
         )
