@@ -45,7 +45,7 @@ FIRST_SHARE: Final = 0.25
 """Share of an episode's weight that its first alarm has: the opening event knows no other."""
 
 MOST_TICKS: Final = 32
-"""Alarms of an episode that are fitted, at most, evenly chosen; more take longer and say no more."""
+"""Alarms of an episode that are fitted, at most, evenly chosen; more take longer, say no more."""
 
 CLIP: Final = 5.0
 INVERSE_PENALTY: Final = 10.0
@@ -282,7 +282,7 @@ def _softmax(episodes: Sequence[Episode]) -> Head:
 
 
 def _thinned(inputs: Float64) -> Float64:
-    """Some of an episode's alarms, the first and the last among them."""
+    """Return some of an episode's alarms, the first and the last among them."""
     chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), MOST_TICKS))
     return inputs[np.round(chosen).astype(np.int64)]
 
