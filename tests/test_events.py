@@ -244,8 +244,8 @@ def test_ids_depend_on_place_and_phase_only() -> None:
 
 
 def test_severity_has_three_labels() -> None:
-    """A quarter above the threshold is major, a half is critical."""
-    assert [severity_of(value) for value in (0.8, 1.0, 1.24, 1.25, 1.49, 1.5, 99.0)] == [
+    """Twice the threshold is major, four times is critical."""
+    assert [severity_of(value) for value in (0.8, 1.0, 1.99, 2.0, 3.9, 4.0, 99.0)] == [
         "minor", "minor", "minor", "major", "major", "critical", "critical"
     ]  # fmt: skip
 
