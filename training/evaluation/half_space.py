@@ -25,9 +25,9 @@ Float64 = npt.NDArray[np.float64]
 TREES: Final = 100
 HEIGHT: Final = 6
 ROWS: Final = 2_000
-"""Rows fitted, spread evenly, all in one window: what the trees remember is one window. Many low trees
-did best of nine settings on ticks that no result is stated of: with river's defaults (10 trees, height
-8, 250 rows) it ranks far worse."""
+"""Rows fitted, spread evenly, all in one window: what the trees remember is one window. Many low
+trees did best of nine settings, on ticks that no result is stated of; with river's defaults (10
+trees, height 8, 250 rows) it ranks far worse."""
 
 CLIP: Final = 3.0
 EXTRA: Final = "pip install 'tapewatch[evaluate]'"
