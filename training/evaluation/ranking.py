@@ -58,17 +58,17 @@ def curves(score: Float64, kind: Kinds) -> dict[str, Curve]:
     kind
         `(n,)` as in `Stream`.
     """
+    present = {index for index in np.unique(kind).tolist() if index}
+    if not present or np.all(kind > 0):
+        return {}
     order = np.argsort(-score, kind="stable")
     sorted_kind = kind[order]
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     false = np.cumsum(sorted_kind == 0)[last]
-    if not len(score) or not false[-1]:
-        return {}
     found = {}
-    present = {index for index in np.unique(kind).tolist() if index}
     wanted = {"all": 0, **{name.value: index for name, index in KIND_INDEX.items()}}
     for name, index in wanted.items():
-        if index in present or (index == 0 and present):
+        if index in present or index == 0:
             hit = sorted_kind == index if index else sorted_kind > 0
             found[name] = Curve(np.cumsum(hit)[last], false)
     return found
