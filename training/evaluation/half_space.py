@@ -26,11 +26,7 @@ TREES: Final = 100
 HEIGHT: Final = 6
 ROWS: Final = 2_000
 """Rows fitted, spread evenly, all in one window: what the trees remember is one window. Many low
-<<<<<<< HEAD
-trees did best of nine settings on ticks that no result is stated of: with river's defaults (10
-=======
 trees did best of nine settings, on ticks that no result is stated of; with river's defaults (10
->>>>>>> eval
 trees, height 8, 250 rows) it ranks far worse."""
 
 CLIP: Final = 3.0
