@@ -116,15 +116,15 @@ class Head:
 
     def name(self, total: Float64, ticks: int) -> Name:
         """Name an episode by the `(width,)` sum of the evidence of so many ticks."""
-        mean = total / ticks
+        mean: list[float] = (total / ticks).tolist()
         n = len(self.classes)
         kinds = [c for c in range(n) if self.classes[c] != ORDINARY]
         best = max(kinds, key=lambda c: mean[c])
-        probability, distance = float(mean[best]), float(mean[n + best])
+        probability, distance = mean[best], mean[n + best]
         sure = (
             probability >= self.least_probability
             and distance <= self.most_distance
-            and probability >= mean[:n].max()
+            and probability >= max(mean[:n])
         )
         likeliest = self.classes[best]
         return Name(likeliest if sure else UNKNOWN, min(probability, 1.0), likeliest)

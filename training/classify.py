@@ -1,6 +1,6 @@
 """The head that names anomalies: from planted anomalies to a model folder that carries it.
 
-The pipeline runs over planted ticks as the daemon would; its episodes are labelled by what was
+The pipeline runs over planted ticks; its episodes are labelled by what was
 planted where they open; a softmax (multinomial logistic regression) is fitted to the latents and
 errors of their alarms; the limits below which a type is "unknown" are those that hold on episodes
 held back from the fit. Classes weigh alike, and so do the episodes of a class, however many ticks
@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedKFold
 from detector.artifact import Artifact, Classifier, read_artifact, write_with_head
 from detector.errors import RefusedError
 from detector.naming import ORDINARY, Head, head_inputs
-from detector.pipeline import Pipeline
+from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
 from detector.ticks import NS_PER_S, Batch, instrument_key
 from training.labels import Label
@@ -45,7 +45,7 @@ FIRST_SHARE: Final = 0.25
 """Share of an episode's weight that its first alarm has: the opening event knows no other."""
 
 MOST_TICKS: Final = 32
-"""Alarms of an episode that are fitted, at most, evenly chosen; more take longer, say no more."""
+"""Alarms of an episode fitted, at most, evenly chosen: more take longer and say no more."""
 
 CLIP: Final = 5.0
 INVERSE_PENALTY: Final = 10.0
@@ -88,10 +88,13 @@ def episodes_of(
 ) -> list[Episode]:
     """Run the pipeline over a planted stream and label its episodes.
 
+    Thresholds stay as calibrated: planted anomalies are many, and thresholds that follow their
+    alarms would rise until most of them are missed.
+
     Parameters
     ----------
     artifact
-        The model; its thresholds and episode rules are those of the daemon.
+        The model; episodes go by the daemon's rules.
     batches
         The planted ticks, one partition; offsets number them, as `Files` gives them.
     labels
@@ -100,7 +103,7 @@ def episodes_of(
         Called with the number of ticks after each batch.
     """
     scorer = Scorer(artifact)
-    pipeline = Pipeline(artifact.features, scorer)
+    pipeline = Pipeline(artifact.features, scorer, PipelineSpec(adapt=False))
     alarms: list[tuple[Int64, Int64, Int64, Float64]] = []
     opened: list[tuple[int, int, int]] = []  # instrument, offset, event time
     for batch in batches:
@@ -282,7 +285,7 @@ def _softmax(episodes: Sequence[Episode]) -> Head:
 
 
 def _thinned(inputs: Float64) -> Float64:
-    """Return some of an episode's alarms, the first and the last among them."""
+    """Keep some of an episode's alarms, the first and the last among them."""
     chosen = np.linspace(0, len(inputs) - 1, min(len(inputs), MOST_TICKS))
     return inputs[np.round(chosen).astype(np.int64)]
 

@@ -499,6 +499,7 @@ def model_show(
         ("score", manifest.score.model_dump()),
         ("thresholds", manifest.thresholds.model_dump()),
         ("training", manifest.training.model_dump()),
+        ("names", {} if manifest.classifier is None else manifest.classifier.model_dump()),
         ("libraries", manifest.libraries),
     ):
         for name, value in values.items():
