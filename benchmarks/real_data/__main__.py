@@ -11,7 +11,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
 
-from benchmarks.real_data import adbench, fuzz, lobster, nab, planted, published, thresholds, xauusd
+from benchmarks.real_data import (
+    adbench,
+    bars,
+    fuzz,
+    lobster,
+    nab,
+    planted,
+    published,
+    thresholds,
+    xauusd,
+)
 from benchmarks.real_data.report import Scenario, save, write_page
 from tests.kafka_broker import REPOSITORY
 
@@ -57,7 +67,7 @@ def main(
             facts = SCENARIOS[name].measure(data.resolve(), folder.resolve(), bootstrap)
         save(name, facts)
         print(f"## {SCENARIOS[name].TITLE}\n\n{SCENARIOS[name].section(facts)}\n", flush=True)
-    write_page(SCENARIOS)
+    write_page(SCENARIOS, lambda facts: f"## {bars.TITLE}\n\n{bars.section(facts)}")
 
 
 if __name__ == "__main__":
