@@ -90,6 +90,12 @@ def report(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return out, evaluate(desk.request(out, models=desk.models, published=True))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures out: they are looked at in one report, and take longest."""
+    monkeypatch.setattr("training.evaluate.draw", lambda _: [])
+
+
 def runs_of(metrics: dict[str, Any], detector: str) -> list[dict[str, Any]]:
     """Return the time-ordered runs of a detector."""
     return [run for run in metrics["time_ordered"]["runs"] if run["detector"] == detector]
@@ -142,6 +148,7 @@ class TestReport:
         verdicts = [one["verdict"] for one in metrics["time_ordered"]["against"][PCA].values()]
         assert set(verdicts) <= {"ahead", "behind", "level"}
 
+    @pytest.mark.usefixtures("undrawn")
     def test_what_is_as_shipped_is_what_score_writes(self, desk: Desk, tmp_path: Path) -> None:
         """Episodes are those of `tapewatch score`, adaptive thresholds included."""
         metrics = evaluate(desk.request(tmp_path / "report", baselines=()))
@@ -179,6 +186,7 @@ class TestReport:
         assert "Names of detected episodes" not in text  # the model has no classifier
         assert f"{metrics['time_ordered']['parts']['test_rows']:,} ticks judged" in text
 
+    @pytest.mark.usefixtures("undrawn")
     def test_ticks_that_hold_the_training_need_no_others(self, desk: Desk, tmp_path: Path) -> None:
         """One stream of the whole day: parts are the same, anomalies are kept out of them."""
         files, labels = tmp_path / "whole.parquet", tmp_path / "labels.parquet"
@@ -307,6 +315,7 @@ class TestCommand:
         register(app)
         return CliRunner().invoke(app, [str(each) for each in arguments])
 
+    @pytest.mark.usefixtures("undrawn")
     def test_it_writes_the_report_and_prints_the_figures(self, desk: Desk, tmp_path: Path) -> None:
         """As JSON for machines; the folder is there."""
         out = tmp_path / "report"
@@ -325,6 +334,7 @@ class TestCommand:
         }
         assert (out / PAGE).is_file()
 
+    @pytest.mark.usefixtures("undrawn")
     def test_without_json_it_prints_tables(self, desk: Desk, tmp_path: Path) -> None:
         """What a person looks at first, and where the page is."""
         done = self.run(

@@ -13,6 +13,7 @@ import typer
 
 from benchmarks.real_data import (
     adbench,
+    bars,
     fuzz,
     lobster,
     nab,
@@ -68,7 +69,7 @@ def main(
             facts = SCENARIOS[name].measure(data.resolve(), folder.resolve(), bootstrap)
         save(name, facts)
         print(f"## {SCENARIOS[name].TITLE}\n\n{SCENARIOS[name].section(facts)}\n", flush=True)
-    write_page(SCENARIOS)
+    write_page(SCENARIOS, lambda facts: f"## {bars.TITLE}\n\n{bars.section(facts)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.real_data.panels import at_once, kept, markdown, names
-from benchmarks.real_data.report import table
 from detector.features import DEFAULT
 from detector.model import TwoStageModel
 from detector.offline import Files
@@ -344,13 +343,3 @@ def _group_told(name: str, group: dict[str, Any]) -> str:
             markdown(budget_table(f"Budget, seed {ours['seed']}", episodes)),
         ]
     )
-
-
-def points(facts: dict[str, Any]) -> str:
-    """Both operating points of the two-stage model in one line each."""
-    runs = [run for run in facts["together"]["runs"] if run["detector"] == TWO_STAGE]
-    rows = [
-        (point, *(f"{run['episodes'][point]['mean_recall_over_types']:.2f}" for run in runs))
-        for point in (FROZEN, ADAPTIVE)
-    ]
-    return table(("point", *(f"seed {run['seed']}" for run in runs)), rows)

@@ -18,7 +18,6 @@ import numpy as np
 
 from benchmarks.lobster_injected import read_injected
 from benchmarks.real_data.panels import at_once, kept, markdown, names, without_instruments
-from benchmarks.real_data.report import spread
 from detector.features import DEFAULT
 from detector.placing import Planted, join
 from detector.scripts import AnomalyKind
@@ -223,15 +222,3 @@ them ({ordered["parts"]["fitted"]:,} ticks), thresholds from the ordinary ticks 
 
 {markdown(against_table("Two stages less the others, paired over seeds", ordered["against"]))}
 """.strip()
-
-
-def best(facts: dict[str, Any]) -> dict[str, str]:
-    """Return the figures that the page's table of bars shows."""
-    runs = facts["published"]["runs"]
-    return {
-        f"{which} {key}": spread(
-            [v for v in of(runs, TWO_STAGE, "ranking", which, "all", key) if v is not None]
-        )
-        for which in ("causal", "delayed")
-        for key in ("auroc", "ap")
-    }

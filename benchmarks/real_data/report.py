@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,8 +21,9 @@ HEAD: Final = """# Evaluation on real data
 Generated: `python -m benchmarks.real_data SCENARIO` measures one scenario (or `all`), writes its
 facts to `docs/evaluation/SCENARIO.json` and this page from all of them. The data are not part of
 the repository (`TAPEWATCH_TEST_DATA` names the folder). Everything runs through the commands a user
-would type, each a process of its own, on a real Apache Kafka; the injected set alone is read and
-scored inside one process. Throughput and latency are in [benchmarks.md](benchmarks.md).
+would type, each a process of its own, on a real Apache Kafka; detectors alone are compared inside
+one process ([evaluating.md](evaluating.md)). Throughput and latency are in
+[benchmarks.md](benchmarks.md).
 
 Weights and thresholds of every model come from its training and calibration ticks alone. The
 *recipe* does not: the third term of the score, the excess, was added because XAUUSD failed without
@@ -80,13 +81,26 @@ def save(name: str, facts: dict[str, Any]) -> None:
     (FOLDER / f"{name}.json").write_bytes(orjson.dumps(stamped, option=options))
 
 
-def write_page(scenarios: dict[str, Scenario]) -> None:
-    """Write the page from the facts that are there."""
+def write_page(
+    scenarios: dict[str, Scenario], summary: Callable[[dict[str, Any]], str] | None = None
+) -> None:
+    """Write the page from the facts that are there.
+
+    Parameters
+    ----------
+    scenarios
+        In the order of the page.
+    summary
+        Gives the first section from the facts of all scenarios that were run, by name.
+    """
+    paths = {name: FOLDER / f"{name}.json" for name in scenarios}
+    found = {name: orjson.loads(path.read_bytes()) for name, path in paths.items() if path.exists()}
     parts = [HEAD]
+    if summary is not None:
+        parts.append(summary({name: stamped["facts"] for name, stamped in found.items()}) + "\n")
     for name, scenario in scenarios.items():
-        path = FOLDER / f"{name}.json"
-        if path.exists():
-            stamped = orjson.loads(path.read_bytes())
+        if name in found:
+            stamped = found[name]
             libraries = stamped["machine"]["libraries"]
             taken = (
                 f"Measured {stamped['date']} at {stamped['commit']}, "

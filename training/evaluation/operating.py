@@ -6,7 +6,7 @@ For every detector alike, by the very objects of the product: `peak_thresholds` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -44,7 +44,8 @@ class Point:
         return f"{self.per_hour:g} an hour, {'adaptive' if self.adapt else 'frozen'}"
 
 
-POINTS: Final = tuple(Point(per_hour, adapt) for per_hour in (1.0, 6.0) for adapt in (False, True))
+RATES: Final = (1.0, 6.0)
+POINTS: Final = tuple(Point(per_hour, adapt) for per_hour in RATES for adapt in (False, True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +67,8 @@ class Calibration:
     rows: Int32
     table_rows: int
 
-    def thresholds(self, score: Float64, point: Point) -> Thresholds:
-        """Thresholds of a detector from its scores of these rows.
+    def thresholds(self, score: Float64, per_hour: float) -> Thresholds:
+        """Thresholds of a detector from its scores of these rows; they follow their alarms.
 
         Raises
         ------
@@ -75,9 +76,8 @@ class Calibration:
             Too few rows or too little time for so rare an alarm.
         """
         return peak_thresholds(
-            score, self.rows, self.ts, self.keys, self.table_rows,
-            "budget", point.per_hour, adapt=point.adapt,
-        )  # fmt: skip
+            score, self.rows, self.ts, self.keys, self.table_rows, "budget", per_hour
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,11 +194,21 @@ def operate(
         Scores of the calibration's rows.
     """
     found: dict[str, Judged | str] = {}
-    for point in POINTS:
+    for per_hour in RATES:
+        points = [Point(per_hour, adapt) for adapt in (False, True)]
         try:
-            thresholds = calibration.thresholds(held_out, point)
+            moving = calibration.thresholds(held_out, per_hour)
         except TooFewScoresError as error:
-            found[point.name] = str(error)
-        else:
-            found[point.name] = trial.judge(score, thresholds, point.per_hour)
+            found |= {point.name: str(error) for point in points}
+            continue
+        for point in points:
+            thresholds = moving if point.adapt else frozen(moving)
+            found[point.name] = trial.judge(score, thresholds, per_hour)
     return found
+
+
+def frozen(thresholds: Thresholds) -> Thresholds:
+    """Return the same thresholds, staying where they are."""
+    if thresholds.peaks is None:
+        return thresholds
+    return replace(thresholds, peaks=replace(thresholds.peaks, adapt=False))
