@@ -579,7 +579,7 @@ class EveryTickHasALatent(EveryTickIsAnEvent):
         scores = []
         for part in prepared:
             n = len(part.batch)
-            found = ScoreBlock(*np.zeros((5, n)), np.zeros(n, np.int32))
+            found = ScoreBlock(*np.zeros((6, n)), np.zeros(n, np.int32))
             latent = part.batch.offsets[:, None].astype(np.float32)
             scores.append(replace(found, latent=latent))
         return Outcome((), tuple(p.block for p in prepared), tuple(scores), {}, {})
