@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.real_data import adbench, planted
+from benchmarks.real_data import adbench
+from benchmarks.real_data.panels import ADAPTIVE, FROZEN
 from benchmarks.real_data.report import spread, table
 from training.evaluation.compare import figure
 from training.evaluation.two_stage import STAGE1, TWO_STAGE
@@ -88,7 +89,7 @@ def _planted(facts: Facts | None) -> list[Row]:
         return [("planted anomalies, episode recall", "", *NOT_MEASURED)]
     runs, against = facts["together"]["runs"], facts["together"]["against"]
     rows: list[Row] = []
-    for point in (planted.FROZEN, planted.ADAPTIVE):
+    for point in (FROZEN, ADAPTIVE):
         mean = _of(runs, TWO_STAGE, ("episodes", point, "mean_recall_over_types"))
         types = {
             kind: float(np.mean(_of(runs, TWO_STAGE, ("episodes", point, "types", kind, "recall"))))

@@ -15,8 +15,12 @@ from benchmarks.real_data.report import COMMIT, table
 from training.evaluation.baselines import BASELINES, HALF_SPACE
 from training.evaluation.half_space import river_available
 from training.evaluation.tables import Runs, Table
+from training.evaluation.two_stage import TWO_STAGE
 
 WORKERS: Final = 2
+FROZEN, ADAPTIVE = "6 an hour, frozen", "6 an hour, adaptive"
+SHOWN: Final = (FROZEN, ADAPTIVE)
+"""Operating points that tables are made of."""
 
 
 def names() -> tuple[str, ...]:
@@ -64,21 +68,34 @@ def markdown(found: Table, *, title: bool = True) -> str:
     return (f"{name}:\n\n" if title else "") + table(head, rows)
 
 
-def without_instruments(runs: Runs) -> list[dict[str, Any]]:
-    """Leave out what no page shows: what each instrument's episodes were, but for its budget."""
-    slim = []
+def slim(runs: Runs) -> list[dict[str, Any]]:
+    """Leave out of runs what no page shows, and digits that mean nothing.
+
+    What each instrument's episodes were; budgets of other detectors; types at the rates that no
+    table is made of.
+    """
+    slimmed = []
     for run in runs:
         one = dict(run)
         if "episodes" in one:
             one["episodes"] = {
-                point: {k: v for k, v in facts.items() if k != "instruments"}
+                point: {
+                    key: value
+                    for key, value in facts.items()
+                    if key != "instruments"
+                    and (key != "budget" or run["detector"] == TWO_STAGE)
+                    and (key != "types" or point in SHOWN)
+                }
                 for point, facts in one["episodes"].items()
+                if facts
             }
-        slim.append(one)
-    return slim
+        slimmed.append(_rounded(one))
+    return slimmed
 
 
-def of_seeds(runs: Runs, seeds: Sequence[int]) -> str:
-    """Say how many seeds there are."""
-    found = sorted({run["seed"] for run in runs} & set(seeds))
-    return f"{len(found)} seeds" if len(found) > 1 else "one seed"
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 5) if isinstance(value, float) else value

@@ -17,7 +17,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.real_data.panels import at_once, kept, markdown, names
+from benchmarks.real_data.panels import (
+    ADAPTIVE,
+    FROZEN,
+    SHOWN,
+    at_once,
+    kept,
+    markdown,
+    names,
+    slim,
+)
 from detector.features import DEFAULT
 from detector.model import TwoStageModel
 from detector.offline import Files
@@ -51,7 +60,6 @@ MODELS: Final = 2
 
 OWN_ROWS: Final = 1_000
 GAP_NS: Final = 60 * NS_PER_S
-FROZEN, ADAPTIVE = "6 an hour, frozen", "6 an hour, adaptive"
 
 Plan = Callable[[Subject, dict[int, Survey], int], tuple[Planted, ...]]
 """Anomalies of one instrument for a seed."""
@@ -86,7 +94,10 @@ def measure(data: Path, folder: Path, bootstrap: str | None) -> dict[str, Any]: 
     done = at_once(
         [partial(run_group, data, folder, each, _of_the_plan, seeds, names()) for each in groups]
     )
-    found = {group.name: facts for group, facts in zip(groups, done, strict=True)}
+    found = {
+        group.name: {**facts, "runs": slim(facts["runs"])}
+        for group, facts in zip(groups, done, strict=True)
+    }
     return {
         "fingerprint": DEFAULT.fingerprint,
         "features": len(DEFAULT.names),
@@ -253,7 +264,7 @@ def _together(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "episodes": {
                     point: _pooled([run["episodes"][point] for run in mine])
                     for point in mine[0]["episodes"]
-                    if all(point in run["episodes"] for run in mine) and point != "refused"
+                    if point in SHOWN and all(point in run["episodes"] for run in mine)
                 },
             }
         )
