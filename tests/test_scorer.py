@@ -281,7 +281,7 @@ def test_rows_that_are_not_ready_are_nan_and_change_no_other(model: TwoStageMode
 
 def test_scorer_of_an_artifact_applies_its_combination_and_thresholds(tmp_path: Path) -> None:
     """Score, threshold and alarm follow from errors and tails as the manifest says."""
-    artifact = random_artifact(tmp_path / "m", threshold=9.0)
+    artifact = random_artifact(tmp_path / "m", threshold=13.0)
     block = rows_for(artifact.model, 500)
     scores = Scorer(artifact).score(block, latent=True)
     section = artifact.manifest.score
@@ -302,7 +302,7 @@ def test_scorer_of_an_artifact_applies_its_combination_and_thresholds(tmp_path: 
         10 ** (np.where(alone > 0, np.maximum(decades, alone), decades) / 4),
         rtol=1e-5,
     )
-    np.testing.assert_array_equal(scores.threshold, np.where(block.keys == 10, 10.0, 9.0))
+    np.testing.assert_array_equal(scores.threshold, np.where(block.keys == 10, 14.0, 13.0))
     np.testing.assert_array_equal(scores.anomaly, scores.score >= scores.threshold)
     assert 0 < scores.anomaly.sum() < 500
     assert scores.latent is not None

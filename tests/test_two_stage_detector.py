@@ -64,10 +64,10 @@ def test_scores_are_those_of_the_detector_scorer(detector: TwoStageDetector) -> 
     """The estimator and the daemon's scorer are one computation: equal to the bit."""
     X = blob(seed=5)
     n = len(X)
-    errors, tail, _ = TwoStageScorer(detector.model_).measure(
+    errors, tail, rows = TwoStageScorer(detector.model_).measure(
         X, np.zeros(n, np.int64), np.ones(n, np.bool_)
     )
-    expected = -detector.model_.combination(errors[0], errors[1], tail)
+    expected = -detector.model_.score(errors[0], errors[1], tail, np.zeros(n), rows)
     np.testing.assert_array_equal(detector.score_samples(X), expected)
 
 
@@ -119,7 +119,8 @@ def test_latent_is_that_of_the_detector_scorer(detector: TwoStageDetector) -> No
     X = blob(50, seed=9)
     latent = detector.transform(X)
     found = np.empty(latent.shape, np.float32)
-    TwoStageScorer(detector.model_).errors(X, np.zeros(50, np.int64), np.ones(50, np.bool_), found)
+    scorer = TwoStageScorer(detector.model_)
+    scorer.measure(X, np.zeros(50, np.int64), np.ones(50, np.bool_), found)
     np.testing.assert_array_equal(latent, found)
     np.testing.assert_array_equal(detector.transform(X[7:9]), latent[7:9])
     fitted = detector.transform(blob())

@@ -54,6 +54,9 @@ ERROR_ROWS: Final = 1_000_000
 TAIL_ROWS: Final = 131_072
 """Most rows whose features and residuals are held in memory to find theirs."""
 
+RARITY_ROWS: Final = 262_144
+"""Most rows whose raw scores are held in memory to find theirs: the tail is what matters here."""
+
 OWN_TAIL_ROWS: Final = 4_096
 """Rows of an instrument that are enough for its tails, where all of them would be too many."""
 
@@ -133,24 +136,26 @@ def fit_tails(model: TwoStageModel, rows: Rows) -> Tails:
     The pooled ones are of all rows as they are scored where the model does not know the instrument:
     normalised by the pooled moments.
     """
-    found = [_quantiles(known, part) for known, part in _by_table_row(model, rows)]
+    found = [_quantiles(known, part) for known, part in _by_table_row(model, rows, TAIL_ROWS)]
     value_starts, value_decades, residual_starts, residual_decades = (
         np.stack(parts) for parts in zip(*found, strict=True)
     )
     return Tails(model.tails.groups, value_starts, value_decades, residual_starts, residual_decades)
 
 
-def _by_table_row(model: TwoStageModel, rows: Rows) -> Iterator[tuple[TwoStageModel, Rows]]:
+def _by_table_row(
+    model: TwoStageModel, rows: Rows, limit: int
+) -> Iterator[tuple[TwoStageModel, Rows]]:
     """Give for each row of the tables a model and the rows to count: all, then each instrument's.
 
-    The model for all rows is one that knows no instrument.
+    The model for all rows is one that knows no instrument. At most `limit` rows are in memory.
     """
     tables = model.normaliser
     unknown = Normaliser(tables.keys[:0], tables.centre[:1], tables.scale[:1], tables.clip)
-    yield replace(model, normaliser=unknown), rows.thinned(TAIL_ROWS)
+    yield replace(model, normaliser=unknown), rows.thinned(limit)
     own = len(tables.keys)
-    most = max(OWN_TAIL_ROWS, TAIL_ROWS // max(own, 1))
-    at_once = TAIL_ROWS // most
+    most = max(OWN_TAIL_ROWS, limit // max(own, 1))
+    at_once = limit // most
     for first in range(0, own, at_once):
         keys = tables.keys[first : first + at_once]
         for part in rows.of_each(keys, most):
@@ -210,10 +215,12 @@ def fit_combination(model: TwoStageModel, rows: Rows) -> Combination:
 def fit_rarity(model: TwoStageModel, rows: Rows, lone: npt.NDArray[np.int64]) -> Rarity:
     """Count how often the training rows are as high: raw scores, and lone features by themselves.
 
-    By instrument, and pooled for one the model does not know.
+    By instrument, and pooled for one the model does not know. Beyond the greatest value of an
+    instrument a decade takes no less than beyond that of all: one instrument alone has few rows to
+    tell how far a tail goes on.
     """
     knots, steps = [], []
-    for known, part in _by_table_row(model, rows):
+    for known, part in _by_table_row(model, rows, RARITY_ROWS):
         scorer = TwoStageScorer(replace(known, rarity=None), "cpu")
         raw = np.concatenate([_raw(scorer, values, keys) for values, keys in part.chunks()])
         alone = np.concatenate([values[:, lone] for values, _ in part.chunks()]).astype(np.float64)
@@ -225,7 +232,7 @@ def fit_rarity(model: TwoStageModel, rows: Rows, lone: npt.NDArray[np.int64]) ->
         every = [_knots(raw), _knots(greatest), *own]
         knots.append(np.stack([each for each, _ in every]))
         steps.append([each for _, each in every])
-    return Rarity(lone, np.stack(knots), np.array(steps))
+    return Rarity(lone, np.stack(knots), np.maximum(steps, steps[0]))
 
 
 def _raw(scorer: TwoStageScorer, values: npt.NDArray[Any], keys: npt.NDArray[np.int64]) -> Float64:
