@@ -181,8 +181,7 @@ class TwoStageScorer:
         errors, tail, rows = np.empty((2, n)), np.empty(n), np.empty(n, np.int32)
         self._forward(values, keys, ready, errors, tail, rows, latent)
         if latent is not None:
-            latent *= self._folded.latent_gain
-            latent += self._folded.latent_shift
+            self._standardise(latent)
             latent[~ready] = np.nan
         return errors, tail, rows
 
@@ -214,13 +213,17 @@ class TwoStageScorer:
 
     def latents(self, values: Float32, keys: Int64) -> Float32:
         """`(m, L)` standardised latents of a few rows; on the CPU always."""
-        m, width = len(values), len(self._folded.latent_gain)
-        errors, excess, rows = np.empty((2, m)), np.empty(m), np.empty(m, np.int32)
-        latent = np.empty((m, width), np.float32)
-        self._kernel(values, keys, np.ones(m, np.bool_), errors, excess, rows, latent)
+        m = len(values)
+        errors, tail, rows = np.empty((2, m)), np.empty(m), np.empty(m, np.int32)
+        latent = np.empty((m, self.model.latents), np.float32)
+        self._kernel(values, keys, np.ones(m, np.bool_), errors, tail, rows, latent)
+        self._standardise(latent)
+        return latent
+
+    def _standardise(self, latent: Float32) -> None:
+        """Turn latents in units of stage 2's residuals into standardised ones, in place."""
         latent *= self._folded.latent_gain
         latent += self._folded.latent_shift
-        return latent
 
     def explain(self, values: Float32, keys: Int64) -> Explanation:
         """Say what was expected instead of `values` `(m, F)`, and which features stand out.

@@ -165,7 +165,7 @@ def test_manifest_that_is_no_manifest_is_refused(folder: Path, data: bytes) -> N
         (lambda m: m["architecture"].update(whitened=True), "expected: stage1.residual_mean"),
         (lambda m: m["architecture"].update(variational="all"), r"architecture\.variational"),
         (lambda m: m["score"].update(combination="weighted"), r"score\.combination"),
-        (lambda m: m["score"].update(norm=0.0), r"score\.norm"),
+        (lambda m: m["score"].update(stage1_weight=-1.0), r"score\.stage1_weight"),
         (lambda m: m["score"].update(gain1=-1.0), r"score\.gain1"),
         (lambda m: m.pop("score"), "score"),
         (lambda m: m["architecture"].update(features=3), r"architecture\.features is 3"),
@@ -213,6 +213,9 @@ def test_arrays_must_be_what_the_manifest_announces(folder: Path) -> None:
         "tail_groups": (good["tail_groups"] + np.int8(5), "tail_groups must be 0 or 1"),
         "value_starts": (good["value_starts"][:, ::-1].copy(), "the upper must not be below"),
         "residual_decades": (good["residual_decades"] * 0, "residual_decades must be positive"),
+        "lone": (good["lone"][::-1].copy(), "lone must be ascending columns"),
+        "rarity_knots": (good["rarity_knots"][..., ::-1].copy(), "rarity_knots must ascend"),
+        "rarity_steps": (good["rarity_steps"] * 0, "rarity_steps must be positive"),
         "residual_starts": (good["residual_starts"][:, :1].copy(), "residual_starts is float32"),
     }
     for name, (array, message) in bad.items():

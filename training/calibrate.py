@@ -227,8 +227,8 @@ def reference_histograms(
     """
     tables = model.normaliser
     some = fitted.thinned(REFERENCE_ROWS)
-    values = np.concatenate([values for values, _ in some.chunks()])
-    rows = tables.rows_for(np.concatenate([keys for _, keys in some.chunks()]))
+    chunks, keys = zip(*some.chunks(), strict=True)
+    values, rows = np.concatenate(chunks), tables.rows_for(np.concatenate(keys))
     own = z_scores(tables, values, rows)
     pooled = z_scores(tables, values, np.zeros_like(rows))
     score = held_out.score.astype(np.float32)[:, None]

@@ -136,7 +136,10 @@ def fit_tails(model: TwoStageModel, rows: Rows) -> Tails:
     The pooled ones are of all rows as they are scored where the model does not know the instrument:
     normalised by the pooled moments.
     """
-    found = [_quantiles(known, part) for known, part in _by_table_row(model, rows, TAIL_ROWS)]
+    bare = replace(
+        model, tails=no_tails(len(model.normaliser.centre), rows.features, model.tails.groups)
+    )
+    found = [_quantiles(scorer, part) for scorer, part in _by_table_row(bare, rows, TAIL_ROWS)]
     value_starts, value_decades, residual_starts, residual_decades = (
         np.stack(parts) for parts in zip(*found, strict=True)
     )
@@ -145,31 +148,27 @@ def fit_tails(model: TwoStageModel, rows: Rows) -> Tails:
 
 def _by_table_row(
     model: TwoStageModel, rows: Rows, limit: int
-) -> Iterator[tuple[TwoStageModel, Rows]]:
-    """Give for each row of the tables a model and the rows to count: all, then each instrument's.
+) -> Iterator[tuple[TwoStageScorer, Rows]]:
+    """Give for each row of the tables a scorer and the rows to count: all, then each instrument's.
 
-    The model for all rows is one that knows no instrument. At most `limit` rows are in memory.
+    The scorer for all rows is one that knows no instrument. At most `limit` rows are in memory. Two
+    scorers serve all: laying one out takes as long as the tables are.
     """
     tables = model.normaliser
     unknown = Normaliser(tables.keys[:0], tables.centre[:1], tables.scale[:1], tables.clip)
-    yield replace(model, normaliser=unknown), rows.thinned(limit)
+    yield TwoStageScorer(replace(model, normaliser=unknown), "cpu"), rows.thinned(limit)
+    scorer = TwoStageScorer(model, "cpu")
     own = len(tables.keys)
     most = max(OWN_TAIL_ROWS, limit // max(own, 1))
     at_once = limit // most
     for first in range(0, own, at_once):
         keys = tables.keys[first : first + at_once]
         for part in rows.of_each(keys, most):
-            yield model, part
+            yield scorer, part
 
 
-def _quantiles(model: TwoStageModel, rows: Rows) -> tuple[Float32, Float32, Float32, Float32]:
+def _quantiles(scorer: TwoStageScorer, rows: Rows) -> tuple[Float32, Float32, Float32, Float32]:
     """Return starts and decades `(2, F)` of z-scores and of unclipped residuals."""
-    scorer = TwoStageScorer(
-        replace(
-            model, tails=no_tails(len(model.normaliser.centre), rows.features, model.tails.groups)
-        ),
-        "cpu",
-    )
     chunks = [scorer.residuals(values, keys)[:2] for values, keys in rows.chunks()]
     z, residual = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     residual += scorer.hidden(z)
@@ -220,10 +219,10 @@ def fit_rarity(model: TwoStageModel, rows: Rows, lone: npt.NDArray[np.int64]) ->
     tell how far a tail goes on.
     """
     knots, steps = [], []
-    for known, part in _by_table_row(model, rows, RARITY_ROWS):
-        scorer = TwoStageScorer(replace(known, rarity=None), "cpu")
-        raw = np.concatenate([_raw(scorer, values, keys) for values, keys in part.chunks()])
-        alone = np.concatenate([values[:, lone] for values, _ in part.chunks()]).astype(np.float64)
+    for scorer, part in _by_table_row(model, rows, RARITY_ROWS):
+        each = ((_raw(scorer, values, keys), values[:, lone]) for values, keys in part.chunks())
+        raw, alone = (np.concatenate(found) for found in zip(*each, strict=True))
+        alone = alone.astype(np.float64)
         own = [_knots(column) for column in alone.T]
         greatest = np.zeros(len(raw))
         for column, (at, step) in zip(alone.T, own, strict=True):

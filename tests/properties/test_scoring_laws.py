@@ -40,9 +40,11 @@ def reference() -> np.ndarray:
 
 
 def scored(values: np.ndarray, keys: np.ndarray, ready: np.ndarray) -> np.ndarray:
-    """Return `(4, n)` errors, tails and scores."""
-    errors, tail, _ = scorer().measure(values, keys, ready)
-    return np.vstack([errors, tail, scorer().model.combination(errors[0], errors[1], tail)])
+    """Return `(5, n)` errors, tails, what lone features say, and scores."""
+    errors, tail, rows = scorer().measure(values, keys, ready)
+    model = scorer().model
+    alone = model.alone(values, rows, ready)
+    return np.vstack([errors, tail, alone, model.score(*errors, tail, alone, rows)])
 
 
 @settings(deadline=None)
@@ -101,10 +103,18 @@ def test_severity_grows_with_an_outlier_beyond_the_tails(
     moved = tables.centre[row, feature] + sign * distances * tables.scale[row, feature]
     values[:, feature] = moved.astype(np.float32)
     keys = np.repeat(block.keys[start : start + 1], len(distances))
-    errors, tail, _ = scorer().measure(values, keys, np.ones(len(values), np.bool_))
+    ready = np.ones(len(values), np.bool_)
+    errors, tail, table = scorer().measure(values, keys, ready)
     assert (np.diff(errors) == 0).all()
-    combination = replace(model.combination, name=name)
-    score = combination(errors[0], errors[1], tail)
-    severity = combination.severity(score, np.full(len(score), 4.0), tail)
-    assert (np.diff(severity) > 0).all()
-    assert ((np.diff(score) > 0) == (name == "tails")).all()
+    raw = replace(model.combination, name=name)(errors[0], errors[1], tail)
+    assert ((np.diff(raw) > 0) == (name == "tails")).all()
+    if name == "sum":
+        severity = replace(model.combination, name=name).severity(raw, np.full(len(raw), 4.0), tail)
+        assert (np.diff(severity) > 0).all()
+        return
+    alone = model.alone(values, table, ready)
+    score = model.score(*errors, tail, alone, table)
+    # Where a lone feature that does not move is rarer than all the rest, it is the score.
+    covered = (np.diff(alone) == 0) & (alone[1:] > 0) & (score[1:] == score[:-1])
+    assert ((np.diff(score) > 0) | covered).all()
+    assert (score[1:][covered] == 10.0 ** (alone[1:][covered] / 4)).all()
