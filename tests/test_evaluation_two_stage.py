@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from detector.errors import RefusedError
-from detector.model import Combination, TwoStageModel
+from detector.model import TwoStageModel
 from detector.scorer import TwoStageScorer
 from tests.models import random_model, rows_for
 from training.datasets import Rows
@@ -26,12 +26,14 @@ def model() -> TwoStageModel:
 def test_three_detectors_of_one_model(model: TwoStageModel) -> None:
     """The model's own score; the same with stage 2 weighing nothing; the plain sum."""
     block = rows_for(model, 300)
+    ready = np.ones(300, np.bool_)
+    (e1, e2), tail, rows = TwoStageScorer(model).measure(block.values, block.keys, ready)
+    lone = model.alone(block.values, rows, ready)
     found = TwoStage(model).measure(block.values, block.keys)
-    (e1, e2), excess, rows = TwoStageScorer(model).errors(block.values, block.keys, block.ready)
-    combination = model.combination
-    assert np.array_equal(found.scores[TWO_STAGE], combination(e1, e2, excess))
-    alone = Combination(combination.stage1, 0.0, combination.excess)
-    assert np.array_equal(found.scores[STAGE1], alone(e1, e2, excess))
+    assert np.array_equal(found.scores[TWO_STAGE], model.score(e1, e2, tail, lone, rows))
+    one = replace(model, combination=replace(model.combination, stage2_weight=0.0))
+    assert np.array_equal(found.scores[STAGE1], one.score(e1, e2, tail, lone, rows))
+    assert not np.array_equal(found.scores[STAGE1], found.scores[TWO_STAGE])
     assert np.array_equal(found.scores[SUM], e1 + e2)
     assert np.array_equal(found.rows, rows)
 
@@ -73,13 +75,15 @@ def test_refit_follows_the_recipe() -> None:
     rows = Rows.whole(values, np.zeros(600, np.int64))
     recipe = Recipe(hidden=6, latent=3, epochs=2, least_steps=1, seed=11)
     wanted = fit_two_stage(rows, None, recipe).model
-    found = refit({"recipe": asdict(recipe)}, rows, None)
+    found = refit({"recipe": asdict(recipe)}, wanted, rows, None)
     assert all(np.array_equal(found.weights[name], w) for name, w in wanted.weights.items())
 
 
 @pytest.mark.parametrize("summary", [{}, {"recipe": {"hidden": 3}}, {"recipe": 5}])
-def test_a_summary_without_a_recipe_is_refused(summary: dict[str, Any]) -> None:
+def test_a_summary_without_a_recipe_is_refused(
+    model: TwoStageModel, summary: dict[str, Any]
+) -> None:
     """The message says what to do."""
     rows = Rows.whole(np.zeros((4, 2), np.float32), np.zeros(4, np.int64))
     with pytest.raises(RefusedError, match="train the model anew"):
-        refit(summary, rows, None)
+        refit(summary, model, rows, None)

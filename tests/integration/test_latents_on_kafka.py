@@ -135,22 +135,25 @@ def test_kill_loses_no_latents(desk: LatentDesk, tape: Tape, start_daemon: Start
     """
     ticks = tape.live_ticks.ticks
     records = [(str(int(t["instrument_id"])).encode(), t.tobytes()) for t in ticks]
-    daemon = start_daemon(desk.config()).wait_ready()
     produce_all(desk.bootstrap, desk.ticks, records)
-    wait_until(lambda: daemon.metric("tapewatch_latents_total") > 300, daemon)
-    daemon.kill()
     sent = read_topic(desk.bootstrap, desk.ticks, lambda read: len(read) >= len(records))
     want = offline(desk, sent)
-    committed = committed_offsets(desk.bootstrap, desk.group, desk.ticks, PARTITIONS)
-    handled = {
-        (partition, offset)
-        for partition, (batch, block, _) in want.items()
-        for offset in batch.offsets[block.ready].tolist()
-        if offset < committed[partition]
-    }
-    assert handled
+
+    def handled() -> set[tuple[int, int]]:
+        committed = committed_offsets(desk.bootstrap, desk.group, desk.ticks, PARTITIONS)
+        return {
+            (partition, offset)
+            for partition, (batch, block, _) in want.items()
+            for offset in batch.offsets[block.ready].tolist()
+            if offset < committed[partition]
+        }
+
+    daemon = start_daemon(desk.config())
+    wait_until(lambda: bool(handled()), daemon)
+    daemon.kill()
+    kept = handled()
     places = Places()
-    read_topic(desk.bootstrap, desk.latents, lambda read: handled <= set(places.of(read)))
+    read_topic(desk.bootstrap, desk.latents, lambda read: kept <= set(places.of(read)))
     again = start_daemon(desk.config()).wait_ready()
     wait_until(desk.caught_up, again)
     assert again.terminate() == 0, again.log
