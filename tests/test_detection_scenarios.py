@@ -150,6 +150,20 @@ def test_sections_and_targets() -> None:
             ]
         },
         "names": {"pooled": {"close": 0.9}},
+        "thresholds": {
+            "rows": [
+                {"ask": ask, "asked": asked, "adaptive": realised}
+                for ask in ("budget 1", "budget 6")
+                for asked, realised in ((200.0, 290), (5.0, 9), (6.0, 40))
+            ]
+        },
+        "xauusd": {
+            "runs": [
+                {"policy": policy, "bursts": [{"delay_s": 2.0}, {"delay_s": late}],
+                 "quiet_opens_per_hour": 0.7}
+                for policy, late in (("quantile", 9.0), ("budget", None))
+            ]
+        },
     }  # fmt: skip
     for name, scenario in (("published", published), ("planted", planted), ("adbench", adbench)):
         text = scenario.section(facts[name])
@@ -160,4 +174,10 @@ def test_sections_and_targets() -> None:
     assert table["both stages against stage 1 alone, causal AP"].endswith("2 of 2 | no |")
     assert table["injected LOBSTER, delayed AUROC"].endswith("ahead of 2 of 2 | yes |")
     assert table["six tabular sets, mean AUROC"].endswith("| yes |")
+    budget = table["alarms against budget 6, later that day and on following days"]
+    assert "1 of 3 within 1.5, most 6.67; 2 by either | no |" in budget
+    assert table["the same at budget 6: median"].endswith("1.80 | no |")
+    bursts = [line for what, line in table.items() if what.startswith("XAUUSD")]
+    assert bursts[0].endswith("2 of 2; 0.70 an hour | yes |")
+    assert bursts[1].endswith("1 of 2; 0.70 an hour | no |")
     assert "not measured" in bars.section({})

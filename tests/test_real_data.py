@@ -72,9 +72,21 @@ def test_comparison_sees_every_difference() -> None:
     assert changed.greatest_relative_difference == pytest.approx(0.1)
 
 
-def test_bursts_are_judged_from_their_minute_on() -> None:
+def test_the_onset_is_the_first_move_within_a_minute() -> None:
+    """A slow drift is none, nor what lies before the start; the first quote beyond 5 bps is."""
+    seconds = np.arange(400, dtype=np.int64)
+    mid = 1_000.0 + 0.004 * seconds
+    mid[30:40] += 3.0
+    mid[250:] += 0.2
+    mid[300:] += 0.6
+    found = xauusd.first_move(seconds * NS_PER_S, mid, 120 * NS_PER_S)
+    assert found == 300 * NS_PER_S
+
+
+def test_bursts_are_judged_from_their_onset_on() -> None:
     """An episode from before the burst is no detection of it, but told when it still ran."""
-    start = int(xauusd.BURSTS[0].timestamp()) * NS_PER_S
+    onsets = [int(at.timestamp()) * NS_PER_S for at in xauusd.BURSTS]
+    start = onsets[0]
     before = an_event(episode_id="x", ts_event=start - 2 * NS_PER_S)
     closed = an_event(
         event_id="c",
@@ -86,9 +98,9 @@ def test_bursts_are_judged_from_their_minute_on() -> None:
     after = an_event(event_id="b", episode_id="y", ts_event=start + 7 * NS_PER_S)
     quiet = an_event(event_id="q", episode_id="z", ts_event=start - 9 * 3600 * NS_PER_S)
     over = closed | {"episode_id": "z", "summary": {"ts_end": quiet["ts_event"]}}
-    first, second = (found := xauusd.judge([before, closed, after, quiet, over]))["bursts"]
+    first, second = (found := xauusd.judge([before, closed, after, quiet, over], onsets))["bursts"]
     assert first["delay_s"] == 7.0
-    assert first["open_before"] == 1
+    assert first["open_since_s"] == 2.0
     assert second["delay_s"] is None
     assert found["opens_by_hour"]["2014-05-02"][12] == 2
     assert found["quiet_opens_per_hour"] == pytest.approx(1 / found["quiet_hours"])

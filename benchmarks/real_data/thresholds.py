@@ -216,11 +216,30 @@ the choice; nothing was chosen per instrument.
 def _interval(row: Mapping[str, Any]) -> str:
     if row["asked"] >= MANY:
         return ""
-    low, high = (int(poisson.ppf(p, row["asked"])) for p in (0.025, 0.975))
+    low, high = _expected(row["asked"])
     return f"{low} to {high}"
 
 
+def _expected(asked: float) -> tuple[int, int]:
+    low, high = (int(poisson.ppf(p, asked)) for p in (0.025, 0.975))
+    return low, high
+
+
+def kept(row: Mapping[str, Any], kind: str = "adaptive") -> bool:
+    """Whether a count is within a factor of 1.5, or inside the interval where few are expected."""
+    if row["asked"] >= MANY:
+        return factor_of(row, kind) <= 1.5
+    low, high = _expected(row["asked"])
+    return low <= int(row[kind]) <= high
+
+
+def factor_of(row: Mapping[str, Any], kind: str = "adaptive") -> float:
+    """Realised by asked or its inverse, whichever is above 1."""
+    asked, realised = float(row["asked"]), float(row[kind])
+    return max(realised / asked, asked / max(realised, 0.5))
+
+
 def _summary(rows: Sequence[Mapping[str, Any]], kind: str) -> tuple[str, str, str]:
-    factors = [max(r[kind] / r["asked"], r["asked"] / max(r[kind], 0.5)) for r in rows]
+    factors = [factor_of(row, kind) for row in rows]
     within = sum(factor <= 1.5 for factor in factors)
     return f"{np.median(factors):.2f}", f"{max(factors):.2f}", f"{within} of {len(factors)}"
