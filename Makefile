@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 UV_VERSION := 0.13.8
+LOCK = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 	$$each -c '$(FITS)' >/dev/null 2>&1 && { echo $$each; break; }; done)
@@ -42,8 +43,10 @@ docs: $(INSTALLED)  ## write the documents that are generated from definitions
 
 lock: $(INSTALLED)  ## pin what pyproject.toml asks for, with hashes
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-		--generate-hashes --no-header --no-annotate --quiet -o requirements.lock
+	$(LOCK) pyproject.toml --extra dev -o requirements.lock
+	$(LOCK) pyproject.toml -c requirements.lock -o deploy/requirements/cpu.lock
+	$(LOCK) pyproject.toml --extra gpu -c requirements.lock -o deploy/requirements/gpu.lock
+	echo hatchling | $(LOCK) - -c requirements.lock -o deploy/requirements/build.lock
 
 ci:  ## exactly what CI runs
 	.ci/run
