@@ -36,8 +36,8 @@ def main() -> None:
     for name, batches in parts.items():
         path = given.out / f"{name}.parquet"
         write_parquet(path, named(batches, scenario))
-        print(f"{path}: {path.stat().st_size:,} bytes")  # noqa: T201
-    print(f"{len(scenario.plants)} anomalies in the live part")  # noqa: T201
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    print(f"{len(scenario.plants)} anomalies in the live part")
 
 
 if __name__ == "__main__":
