@@ -245,8 +245,9 @@ class Daemon:
             missing = [name for name in wanted if name not in topics]
             if missing:
                 raise DaemonFailedError(
-                    f"topics {', '.join(missing)} do not exist; create them with "
-                    "`tapewatch topics create`"
+                    f"topics {', '.join(missing)} do not exist, or this user may not see them; "
+                    "create them with `tapewatch topics create`, or ask for the right to describe "
+                    "them"
                 )
             return
 
