@@ -203,6 +203,11 @@ class ModelConfig(_Section):
     """Which artifact scores the ticks."""
 
     path: Path = Field(default=Path("model"), description="Folder written by `tapewatch train`.")
+    public_key: Path | None = Field(
+        default=None,
+        description="PEM of an Ed25519 key; only models that it signed are taken "
+        "(`tapewatch model sign`).",
+    )
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto",
         description="Where ticks are scored: on the GPU where there is one, on the CPU, or on a "
@@ -438,13 +443,18 @@ def _siblings(place: tuple[int | str, ...]) -> list[str]:
 
 def _anchor(config: Config, folder: Path) -> Config:
     """Make the relative paths of a file relative to that file."""
-    symbols = config.input.symbols_file
+    symbols, key = config.input.symbols_file, config.model.public_key
     return config.model_copy(
         update={
             "kafka": config.kafka.model_copy(
                 update={"security": config.kafka.security.anchored(folder)}
             ),
-            "model": config.model.model_copy(update={"path": folder / config.model.path}),
+            "model": config.model.model_copy(
+                update={
+                    "path": folder / config.model.path,
+                    "public_key": None if key is None else folder / key,
+                }
+            ),
             "input": config.input.model_copy(
                 update={"symbols_file": None if symbols is None else folder / symbols}
             ),

@@ -126,7 +126,7 @@ class Service:
         _log.info("starting", model=str(config.model.path))
         for warning in config.kafka.security.warnings():
             _log.warning("insecure connection", reason=warning)
-        artifact = read_artifact(config.model.path)
+        artifact = read_artifact(config.model.path, config.model.public_key)
         self.features = artifact.features
         decoder = decoder_of(config, self.features)
         names = {**artifact.symbols, **_names(config.input.symbols_file)}
