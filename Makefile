@@ -37,8 +37,8 @@ audit: check $(AUDIT)/.installed  ## check, known vulnerabilities of the pins, b
 	$(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file build/sbom.cdx.json requirements.lock
 	@echo "build/sbom.cdx.json: written"
-	@$(AUDIT)/bin/pip-audit --disable-pip --require-hashes --requirement requirements.lock || { \
-		echo "make audit: failed: pip-audit found a vulnerable pin, or could not ask its service;" \
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock || { \
+		echo "make audit: failed: pip-audit found a vulnerable pin, or could not look every pin up;" \
 		"what it said stands above" >&2; exit 1; }
 
 $(AUDIT)/.installed: requirements-audit.lock $(INSTALLED)
