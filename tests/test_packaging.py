@@ -37,6 +37,7 @@ COMMERCIAL_FRIENDLY = {
     "ISC License (ISCL)",
     "LLVM-exception",
     "MIT",
+    "MIT-0",
     "MIT License",
     "MIT-CMU",
     "MPL-2.0",
