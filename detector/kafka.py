@@ -55,6 +55,11 @@ _UNUSABLE: Final = frozenset(
     }
 )
 
+_DENIED: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
+}
+
 
 class KafkaUnusableError(FailedError, RuntimeError):
     """Kafka refuses what tapewatch needs; waiting would not help."""
@@ -182,7 +187,7 @@ class TickConsumer:
         self, connection: Connection, group_id: str, topic: str, assignment: Assignment
     ) -> None:
         self.health = Health()
-        self._topic = topic
+        self._topic, self._group = topic, group_id
         self._assignment = assignment
         self._assigned: set[int] = set()
         self._commit_errors = 0
@@ -290,7 +295,9 @@ class TickConsumer:
 
     def _without_errors(self, messages: list[Message]) -> list[Message]:
         errors = list(map(Message.error, messages))
-        if errors.count(None) == len(messages):
+        # Not errors.count(None): an error that is compared with None leaves an exception behind,
+        # which the next call of the client then raises.
+        if not any(errors):
             return messages
         for error in errors:
             if error is None:
@@ -299,6 +306,12 @@ class TickConsumer:
             if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 self.health.fatal = KafkaUnusableError(
                     f"Kafka: topic {self._topic} does not exist (any more)"
+                )
+            elif error.code() in _DENIED:
+                kind = _DENIED[error.code()]
+                name = self._group if kind == "group" else self._topic
+                self.health.fatal = KafkaUnusableError(
+                    f"Kafka: {error.name()}: this user may not read {kind} {name}: {error.str()}"
                 )
         return [m for m, error in zip(messages, errors, strict=True) if error is None]
 
