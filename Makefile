@@ -11,7 +11,7 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 	$$each -c '$(FITS)' >/dev/null 2>&1 && { echo $$each; break; }; done)
 
-.PHONY: help setup demo test check fmt bench docs lock ci clean
+.PHONY: help setup demo test check audit fmt bench docs lock ci clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,6 +31,22 @@ check: $(INSTALLED)  ## format, lint, strict types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The tools have an environment of their own: what is audited must not hold the auditor.
+AUDIT := .cache/audit
+audit: check $(AUDIT)/.installed  ## check, known vulnerabilities of the pins, bill of materials
+	@mkdir -p build
+	$(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/sbom.cdx.json requirements.lock
+	@echo "build/sbom.cdx.json: written"
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock || { \
+		echo "make audit: failed: pip-audit found a vulnerable pin, or could not look every pin up;" \
+		"what it said stands above" >&2; exit 1; }
+
+$(AUDIT)/.installed: requirements-audit.lock $(INSTALLED)
+	$(BIN)/python -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --require-hashes -r requirements-audit.lock
+	@touch $@
+
 fmt: $(INSTALLED)  ## put the code into format and mend what the linter can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
@@ -47,6 +63,7 @@ lock: $(INSTALLED)  ## pin what pyproject.toml asks for, with hashes
 	$(LOCK) pyproject.toml -c requirements.lock -o deploy/requirements/cpu.lock
 	$(LOCK) pyproject.toml --extra gpu -c requirements.lock -o deploy/requirements/gpu.lock
 	echo hatchling | $(LOCK) - -c requirements.lock -o deploy/requirements/build.lock
+	$(LOCK) requirements-audit.in -o requirements-audit.lock
 
 ci:  ## exactly what CI runs
 	.ci/run

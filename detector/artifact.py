@@ -1,6 +1,7 @@
 """The model folder: a manifest, arrays without executable content, and the hash of every file.
 
     model/
+      manifest.sig             signature over the manifest, where there is one
       manifest.json            what the model is, and SHA-256 and size of every other file
       weights.safetensors      all autoencoders
       tables.safetensors       instruments, normaliser, tails, thresholds, reference histograms
@@ -8,6 +9,7 @@
       training_summary.json    data, splits, losses, test figures (for people)
       *.png                    training curves, error histograms (for people)
 
+Where a public key is given, the manifest's signature is checked before the manifest is parsed.
 Reading parses nothing but the manifest before every listed file has been hashed, opens no file that
 the manifest does not list (others are never touched), and refuses any array, shape or value that
 the manifest does not announce. The manifest's own hash is the model's identity.
@@ -48,6 +50,7 @@ from detector.model import (
 )
 from detector.naming import MEASURES, ORDINARY, TYPES, UNKNOWN, Head
 from detector.network import Sizes
+from detector.signing import SIGNATURE_BYTES, SignatureError, check, sign
 from detector.symbols import SymbolFileError, parse_symbols, write_symbols
 from detector.tails import LARGEST_SHAPE, LEAST_SHAPE
 from detector.thresholds import Peaks, Thresholds
@@ -57,6 +60,7 @@ Variational: TypeAlias = Literal["none", "stage1", "stage2", "both"]
 """Which stages were trained with a sampled latent; scoring takes its mean."""
 
 MANIFEST: Final = "manifest.json"
+SIGNATURE: Final = "manifest.sig"
 WEIGHTS: Final = "weights.safetensors"
 TABLES: Final = "tables.safetensors"
 SUMMARY: Final = "training_summary.json"
@@ -444,16 +448,25 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def read_artifact(folder: Path) -> Artifact:
+def read_artifact(folder: Path, public_key: Path | None = None) -> Artifact:
     """Read and verify a model folder.
+
+    Parameters
+    ----------
+    folder
+        The model folder.
+    public_key
+        PEM of an Ed25519 key; without a signature of it over the manifest nothing is parsed.
 
     Raises
     ------
     ArtifactError
-        A file is missing, too large, changed, malformed, or belongs to other features than this
-        version of tapewatch computes.
+        It is not signed by the key, or a file is missing, too large, changed, malformed, or
+        belongs to other features than this version of tapewatch computes.
     """
     data = _read_bounded(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    if public_key is not None:
+        _check_signature(folder, data, public_key)
     manifest = _parse_manifest(folder / MANIFEST, data)
     contents = {
         name: _read_verified(folder / name, entry) for name, entry in manifest.files.items()
@@ -481,7 +494,37 @@ def read_artifact(folder: Path) -> Artifact:
 
 def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
     """Names in a model folder that its manifest does not list; reading never opens them."""
-    return sorted({path.name for path in folder.iterdir()} - {MANIFEST, *manifest.files})
+    known = {MANIFEST, SIGNATURE, *manifest.files}
+    return sorted({path.name for path in folder.iterdir()} - known)
+
+
+def sign_artifact(folder: Path, key_file: Path, password: bytes | None = None) -> Path:
+    """Verify a model folder, sign its manifest and return the signature's file.
+
+    Raises
+    ------
+    ArtifactError, SignatureError
+        When the folder is not as written, or the key cannot be used.
+    """
+    read_artifact(folder)
+    signature = sign(_read_bounded(folder / MANIFEST, MAX_MANIFEST_BYTES), key_file, password)
+    staged = folder / f".{SIGNATURE}"
+    _write_durably(staged, signature)
+    staged.replace(folder / SIGNATURE)
+    return folder / SIGNATURE
+
+
+def _check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
+    path = folder / SIGNATURE
+    if not path.exists():
+        raise ArtifactError(
+            f"{path}: is missing, and only models signed for {public_key} are taken; "
+            "sign it with `tapewatch model sign`"
+        )
+    try:
+        check(manifest, _read_bounded(path, SIGNATURE_BYTES), public_key)
+    except SignatureError as error:
+        raise ArtifactError(f"{path}: {error}; the model is refused") from error
 
 
 def _read_bounded(path: Path, limit: int) -> bytes:

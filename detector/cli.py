@@ -22,6 +22,7 @@ from rich.table import Table
 from detector import __version__
 from detector.config import Config, load_config
 from detector.errors import FailedError, RefusedError
+from detector.masking import guard_tracebacks, scrub
 
 app = typer.Typer(
     name="tapewatch",
@@ -51,6 +52,7 @@ Bootstrap = Annotated[
 def main() -> None:
     """Run the command line; the entry point of the package."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    guard_tracebacks()
     _register_training()
     with _told():
         app()
@@ -67,7 +69,7 @@ def _told() -> Iterator[None]:
         sys.stderr.close()
         sys.exit(1)
     except (RefusedError, FailedError) as error:
-        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(scrub(str(error)), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, RefusedError) else 1)
     except OSError as error:
         if error.filename is None:
@@ -169,7 +171,7 @@ def config_show(config: ConfigPath = None, as_json: AsJson = False) -> None:
 def _print_section(keys: dict[str, object]) -> None:
     for key, value in keys.items():
         if isinstance(value, dict):
-            inner = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())
+            inner = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
             line = f"{key} = {{ {inner} }}"
         elif value is None:
             line = f"# {key} is not set"
@@ -216,7 +218,7 @@ def topics_create(
         _print_json(results)
     else:
         for name, result in results.items():
-            out.print(f"{name}: {result}", highlight=False)
+            out.print(scrub(f"{name}: {result}"), highlight=False)
     if not set(results.values()) <= {"created", "exists"}:
         raise FailedError("not every topic exists now; see above")
 
@@ -382,6 +384,8 @@ def bench(
 
 
 def _with_bootstrap(config: Config, bootstrap: str | None) -> Config:
+    for warning in config.kafka.security.warnings():
+        err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     if bootstrap is None:
         return config
     kafka = config.kafka.model_copy(update={"bootstrap_servers": bootstrap})

@@ -28,9 +28,10 @@ from pydantic import (
 from detector.drift import DriftSpec
 from detector.errors import RefusedError
 from detector.events import EpisodePolicy
+from detector.kafka_security import ALIASES, PROPERTIES, SecurityConfig
+from detector.masking import MASK, remember
 
 ENVIRONMENT_PREFIX: Final = "TAPEWATCH_"
-MASK: Final = "**********"
 
 _OFFSETS_REASON = "tapewatch commits an offset only after the events it led to are acknowledged"
 OWNED_PROPERTIES: Final[Mapping[str, str]] = {
@@ -49,6 +50,10 @@ OWNED_PROPERTIES: Final[Mapping[str, str]] = {
     "acks": "events are acknowledged by all in-sync replicas",
     "request.required.acks": "events are acknowledged by all in-sync replicas",
     "enable.idempotence": "repeats by the producer itself must not happen",
+    "enable.ssl.certificate.verification": "set kafka.security.protocol; certificates are verified "
+    "unless kafka.security.insecure_skip_certificate_verification says otherwise",
+    "ssl.endpoint.identification.algorithm": "set kafka.security.protocol; host names are verified "
+    "unless kafka.security.insecure_skip_hostname_verification says otherwise",
     "dr_cb": "callbacks are tapewatch's own",
     "error_cb": "callbacks are tapewatch's own",
     "stats_cb": "callbacks are tapewatch's own",
@@ -83,7 +88,10 @@ class KafkaConfig(_Section):
     client_id: str = Field(default="tapewatch", description="Name in the brokers' logs and quotas.")
     properties: dict[str, Property] = Field(
         default_factory=dict,
-        description="librdkafka properties passed through, for example security.protocol.",
+        description="librdkafka properties passed through, for example fetch.min.bytes.",
+    )
+    security: SecurityConfig = Field(
+        default=SecurityConfig(), description="TLS and SASL, see [kafka.security]."
     )
 
     @field_validator("properties", mode="before")
@@ -93,12 +101,33 @@ class KafkaConfig(_Section):
             return given
         return {name: _property(name, value) for name, value in given.items()}
 
+    @model_validator(mode="after")
+    def _one_place_each(self) -> KafkaConfig:
+        keys = {property_: key for key, property_ in PROPERTIES.items()}
+        taken = set(self.security.properties())
+        if self.security.protocol is not None:
+            taken |= set(keys)
+        for name in self.properties:
+            plain = ALIASES.get(name, name)
+            if plain in taken:
+                key = keys.get(plain, "mechanism")
+                raise ValueError(
+                    f"properties: {name} is set by [kafka.security]; set kafka.security.{key} there"
+                )
+        return self
+
     def plain_properties(self) -> dict[str, str]:
-        """Return the passed-through properties with secrets in clear, for the client only."""
-        return {
+        """Return all librdkafka properties with secrets in clear, for the client only."""
+        passed = {
             name: value.get_secret_value() if isinstance(value, SecretStr) else value
             for name, value in self.properties.items()
         }
+        return {**passed, **self.security.properties()}
+
+    def secrets(self) -> list[str]:
+        """Return every secret in clear, for masking only."""
+        passed = [v.get_secret_value() for v in self.properties.values() if not isinstance(v, str)]
+        return [*passed, *self.security.secrets()]
 
 
 def _property(name: str, value: object) -> str | SecretStr:
@@ -174,6 +203,11 @@ class ModelConfig(_Section):
     """Which artifact scores the ticks."""
 
     path: Path = Field(default=Path("model"), description="Folder written by `tapewatch train`.")
+    public_key: Path | None = Field(
+        default=None,
+        description="PEM of an Ed25519 key; only models that it signed are taken "
+        "(`tapewatch model sign`).",
+    )
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto",
         description="Where ticks are scored: on the GPU where there is one, on the CPU, or on a "
@@ -334,7 +368,19 @@ def load_config(path: Path | None, environment: Mapping[str, str] | None = None)
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from None  # the cause would print secrets
-    return config if path is None else _anchor(config, path.parent)
+    config = _with_secrets(config if path is None else _anchor(config, path.parent))
+    for secret in config.kafka.secrets():
+        remember(secret)
+    return config
+
+
+def _with_secrets(config: Config) -> Config:
+    try:
+        security = config.kafka.security.with_secrets_read()
+    except ValueError as error:
+        raise ConfigError(f"configuration cannot be used:\n  {error}") from None
+    kafka = config.kafka.model_copy(update={"security": security})
+    return config.model_copy(update={"kafka": kafka})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -378,7 +424,9 @@ def _explain(error: ValidationError, path: Path | None) -> str:
             lines.append(f"  {key}: no such key; allowed here: {allowed}")
             continue
         given = problem["input"]
-        shown = "" if isinstance(given, dict) or _SECRET.search(key) else f" = {given!r}"
+        shown = (
+            "" if isinstance(given, dict | BaseModel) or _SECRET.search(key) else f" = {given!r}"
+        )
         lines.append(f"  {key}{shown}: {problem['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
@@ -395,10 +443,18 @@ def _siblings(place: tuple[int | str, ...]) -> list[str]:
 
 def _anchor(config: Config, folder: Path) -> Config:
     """Make the relative paths of a file relative to that file."""
-    symbols = config.input.symbols_file
+    symbols, key = config.input.symbols_file, config.model.public_key
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"path": folder / config.model.path}),
+            "kafka": config.kafka.model_copy(
+                update={"security": config.kafka.security.anchored(folder)}
+            ),
+            "model": config.model.model_copy(
+                update={
+                    "path": folder / config.model.path,
+                    "public_key": None if key is None else folder / key,
+                }
+            ),
             "input": config.input.model_copy(
                 update={"symbols_file": None if symbols is None else folder / symbols}
             ),

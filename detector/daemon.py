@@ -245,8 +245,9 @@ class Daemon:
             missing = [name for name in wanted if name not in topics]
             if missing:
                 raise DaemonFailedError(
-                    f"topics {', '.join(missing)} do not exist; create them with "
-                    "`tapewatch topics create`"
+                    f"topics {', '.join(missing)} do not exist, or this user may not see them; "
+                    "create them with `tapewatch topics create`, or ask for the right to describe "
+                    "them"
                 )
             return
 
@@ -524,7 +525,10 @@ class Daemon:
 
         def acknowledged(error: str | None) -> None:
             if error is not None:
-                self._refused(f"event {event.event_id} was refused by Kafka: {error}")
+                self._refused(
+                    f"event {event.event_id} to topic {self._settings.anomalies} was refused by "
+                    f"Kafka: {error}"
+                )
                 return
             self._metrics.events.labels(event.phase, event.severity).inc()
             if event.name is not None and event.phase == "close":
@@ -608,9 +612,12 @@ class Daemon:
                 self._metrics.dead_letters.inc()
                 ticket.acknowledge()
                 return
-            smaller = next(cuts, None)
+            smaller = None if "AUTHORIZATION" in error else next(cuts, None)
             if smaller is None:
-                self._refused(f"dead letter of {place} was refused by Kafka: {error}")
+                self._refused(
+                    f"dead letter of {place} to topic {self._settings.dead_letters} was refused by "
+                    f"Kafka: {error}"
+                )
                 return
             _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
             # Not from here, the delivery thread: `publish` may wait for room in the producer's

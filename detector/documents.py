@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from detector.config import OWNED_PROPERTIES, Config
 from detector.features import features_markdown
+from detector.kafka_security import SecurityConfig
 from detector.metrics import Metrics
 
 _CONFIGURATION_HEAD: Final = """# Configuration
@@ -34,9 +35,10 @@ This page is generated: `make docs`.
 
 _OWNED_HEAD: Final = """## librdkafka properties that tapewatch owns
 
-Any other property goes into `[kafka.properties]`, for example `"security.protocol" = "SASL_SSL"`.
+Any other property goes into `[kafka.properties]`, for example `"fetch.min.bytes" = 7`.
+What `[kafka.security]` sets cannot be set here as well.
 Values whose name looks like a secret are masked wherever configuration is shown; give them by
-environment: `TAPEWATCH_KAFKA__PROPERTIES__SASL_PASSWORD` sets `sasl.password`.
+environment (`TAPEWATCH_KAFKA__SECURITY__PASSWORD`) or by file (`password_file`).
 
 | property | why it is refused |
 |---|---|"""
@@ -56,7 +58,15 @@ def configuration_markdown() -> str:
     for name, field in Config.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            parts += [f"## [{name}]\n", f"{section.__doc__}\n", _table(section.model_fields)]
+            fields = dict(section.model_fields)
+            inner = fields.pop("security", None)
+            parts += [f"## [{name}]\n", f"{section.__doc__}\n", _table(fields)]
+            if inner is not None:
+                parts += [
+                    f"## [{name}.security]\n",
+                    f"{SecurityConfig.__doc__}\n",
+                    _table(SecurityConfig.model_fields),
+                ]
     parts += [
         _OWNED_HEAD,
         *(f"| `{name}` | {reason} |" for name, reason in OWNED_PROPERTIES.items()),
@@ -117,13 +127,21 @@ def _allowed(field: FieldInfo) -> str:
     """Return the type or the choices, with their bounds."""
     annotation = field.annotation
     choices = getattr(annotation, "__args__", ())
+    if choices and getattr(choices[0], "__args__", ()):  # choices, or None
+        choices = choices[0].__args__
     if choices and all(isinstance(choice, str) for choice in choices):
         return ", ".join(f'`"{choice}"`' for choice in choices)
     names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
     kind = names.get(annotation, "") if isinstance(annotation, type) else ""
     if not kind:
         shape = str(annotation)
-        kinds = {"Path": "path", "dict": "table", "tuple": "list of text", "str": "text"}
+        kinds = {
+            "Secret": "secret text",
+            "Path": "path",
+            "dict": "table",
+            "tuple": "list of text",
+            "str": "text",
+        }
         kind = next(word for part, word in kinds.items() if part in shape)
     bounds = {type(rule).__name__.lower(): rule for rule in field.metadata}
     words = []

@@ -32,6 +32,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from detector.errors import FailedError, RefusedError
+from detector.masking import Scrubbing
+
+_CLIENT_LOG: Final = logging.getLogger("librdkafka")
+_CLIENT_LOG.addFilter(Scrubbing())
 
 Headers = Sequence[tuple[str, bytes]]
 ConsumerProtocol: Final = "cooperative-sticky"
@@ -50,6 +54,11 @@ _UNUSABLE: Final = frozenset(
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     }
 )
+
+_DENIED: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
+}
 
 
 class KafkaUnusableError(FailedError, RuntimeError):
@@ -70,7 +79,7 @@ class Connection:
             **(self.properties or {}),
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": self.client_id,
-            "logger": logging.getLogger("librdkafka"),
+            "logger": _CLIENT_LOG,
             **more,
         }
 
@@ -131,7 +140,11 @@ class Health:
         self._last_error = error.str()
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self._brokers_up = 0
-        if error.fatal() or error.code() in _UNUSABLE:
+        # A handshake also fails while a broker restarts; a certificate does not mend itself.
+        untrusted = (
+            error.code() == KafkaError._SSL and "certificate" in error.str()  # noqa: SLF001
+        )
+        if error.fatal() or untrusted or error.code() in _UNUSABLE:
             self.fatal = KafkaUnusableError(f"Kafka: {error.name()}: {error.str()}")
 
     def on_statistics(self, text: str) -> None:
@@ -174,7 +187,7 @@ class TickConsumer:
         self, connection: Connection, group_id: str, topic: str, assignment: Assignment
     ) -> None:
         self.health = Health()
-        self._topic = topic
+        self._topic, self._group = topic, group_id
         self._assignment = assignment
         self._assigned: set[int] = set()
         self._commit_errors = 0
@@ -282,7 +295,9 @@ class TickConsumer:
 
     def _without_errors(self, messages: list[Message]) -> list[Message]:
         errors = list(map(Message.error, messages))
-        if errors.count(None) == len(messages):
+        # Not errors.count(None): an error that is compared with None leaves an exception behind,
+        # which the next call of the client then raises.
+        if not any(errors):
             return messages
         for error in errors:
             if error is None:
@@ -291,6 +306,12 @@ class TickConsumer:
             if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 self.health.fatal = KafkaUnusableError(
                     f"Kafka: topic {self._topic} does not exist (any more)"
+                )
+            elif error.code() in _DENIED:
+                kind = _DENIED[error.code()]
+                name = self._group if kind == "group" else self._topic
+                self.health.fatal = KafkaUnusableError(
+                    f"Kafka: {error.name()}: this user may not read {kind} {name}: {error.str()}"
                 )
         return [m for m, error in zip(messages, errors, strict=True) if error is None]
 
@@ -421,7 +442,7 @@ class Publisher:
         FailedError
             When no broker answers in time, or the topic does not exist.
         """
-        _require_topic(self._producer, topic, self._bootstrap, timeout_s)
+        _require_topic(self._producer, topic, self._bootstrap, timeout_s, self.health)
 
     def flush(self, timeout_s: float) -> int:
         """Wait for acknowledgements; return how many records are still without one."""
@@ -498,18 +519,22 @@ def _refusals() -> Iterator[None]:
 
 
 def _require_topic(
-    client: Producer | Consumer, topic: str, bootstrap: str, timeout_s: float
+    client: Producer | Consumer, topic: str, bootstrap: str, timeout_s: float, health: Health
 ) -> None:
     try:
         known = client.list_topics(timeout=timeout_s).topics
     except KafkaException as error:
+        client.poll(0)
+        if health.fatal is not None:
+            raise health.fatal from error
         raise FailedError(
             f"no broker answered at {bootstrap} within {timeout_s:.0f} s ({error.args[0].str()}); "
             "check the address with --bootstrap or kafka.bootstrap_servers"
         ) from error
     if topic not in known:
         raise FailedError(
-            f"topic {topic} does not exist at {bootstrap}; create it with `tapewatch topics create`"
+            f"topic {topic} does not exist at {bootstrap}, or this user may not see it; create it "
+            "with `tapewatch topics create`, or ask for the right to describe it"
         )
 
 
@@ -525,8 +550,17 @@ class TopicPlan:
 def create_topics(
     connection: Connection, plans: Iterable[TopicPlan], replication: int, timeout_s: float = 15.0
 ) -> dict[str, str]:
-    """Create topics; return by name `created`, `exists`, or what went wrong."""
-    admin = AdminClient(cast("dict[str, str | int | float | bool]", connection.settings()))
+    """Create topics; return by name `created`, `exists`, or what went wrong.
+
+    Raises
+    ------
+    KafkaUnusableError
+        When the brokers refuse us, or we do not trust them.
+    """
+    health = Health()
+    settings = connection.settings(error_cb=health.on_error)
+    with _refusals():
+        admin = AdminClient(cast("dict[str, str | int | float | bool]", settings))
     wanted = [
         NewTopic(
             plan.name,
@@ -541,6 +575,9 @@ def create_topics(
         try:
             future.result(timeout_s + 5)
         except KafkaException as error:
+            admin.poll(0)
+            if health.fatal is not None:
+                raise health.fatal from error
             exists = error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
             results[name] = "exists" if exists else str(error.args[0].str())
         else:
@@ -566,7 +603,7 @@ def follow(
     with _refusals():
         consumer = Consumer({**settings, "error_cb": health.on_error})
     try:
-        _require_topic(consumer, topic, connection.bootstrap_servers, 15.0)
+        _require_topic(consumer, topic, connection.bootstrap_servers, 15.0, health)
         consumer.subscribe([topic])
         while True:
             message = consumer.poll(0.2)

@@ -10,6 +10,8 @@ from typing import Literal
 
 import structlog
 
+from detector.masking import scrub
+
 
 class OncePerWhile(logging.Filter):
     """Lets a line of librdkafka through once in `interval_s`; a lost broker is told ten times a s.
@@ -33,6 +35,14 @@ class OncePerWhile(logging.Filter):
             self._told.clear()
         self._told[line] = record.created
         return True
+
+
+class _ScrubbedFormatter(structlog.stdlib.ProcessorFormatter):
+    """Masks secrets in whole lines, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without secrets."""
+        return scrub(super().format(record))
 
 
 def configure_logs(level: str = "info", style: Literal["json", "console"] = "json") -> None:
@@ -59,7 +69,7 @@ def configure_logs(level: str = "info", style: Literal["json", "console"] = "jso
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _ScrubbedFormatter(
             foreign_pre_chain=stamps,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )

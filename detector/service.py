@@ -124,7 +124,9 @@ class Service:
         self._daemon: Daemon | None = None
         self._stop = threading.Event()
         _log.info("starting", model=str(config.model.path))
-        artifact = read_artifact(config.model.path)
+        for warning in config.kafka.security.warnings():
+            _log.warning("insecure connection", reason=warning)
+        artifact = read_artifact(config.model.path, config.model.public_key)
         self.features = artifact.features
         decoder = decoder_of(config, self.features)
         names = {**artifact.symbols, **_names(config.input.symbols_file)}

@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -65,9 +65,9 @@ def start_kafka() -> Iterator[Callable[..., KafkaBroker]]:
     """Start another real Kafka with the given settings; ended with the session at the latest."""
     started: list[KafkaBroker] = []
 
-    def start(properties: Mapping[str, str] | None = None) -> KafkaBroker:
+    def start(properties: Mapping[str, str] | None = None, **more: Any) -> KafkaBroker:
         try:
-            broker = KafkaBroker(properties)
+            broker = KafkaBroker(properties, **more)
         except KafkaUnavailableError as lacking:
             leave_out(str(lacking))
         started.append(broker)

@@ -157,6 +157,10 @@ class KafkaBroker:
         Broker settings on top of this module's, such as `{"message.max.bytes": "2000000"}`.
     heap
         The `-Xmx` of the Java process.
+    listener
+        Another listener for clients, as `NAME://host:port`; its settings go into `properties`.
+    scram
+        Passwords of users that may come in with SCRAM-SHA-512.
 
     Attributes
     ----------
@@ -164,7 +168,13 @@ class KafkaBroker:
         The `bootstrap.servers` of its clients; stays the same over restarts.
     """
 
-    def __init__(self, properties: Mapping[str, str] | None = None, heap: str = "512m") -> None:
+    def __init__(
+        self,
+        properties: Mapping[str, str] | None = None,
+        heap: str = "512m",
+        listener: str | None = None,
+        scram: Mapping[str, str] | None = None,
+    ) -> None:
         self._libs = kafka_jars()
         self._heap = heap
         self._folder = Path(tempfile.mkdtemp(prefix="tapewatch-kafka-"))
@@ -173,6 +183,10 @@ class KafkaBroker:
         port, controller_port = free_ports(2)
         self.bootstrap = f"127.0.0.1:{port}"
         settings = _settings(self._folder, port, controller_port) | dict(properties or {})
+        if listener is not None:
+            for key in ("listeners", "advertised.listeners"):
+                settings[key] += f",{listener}"
+        self._scram = dict(scram or {})
         self._config = self._folder / "server.properties"
         self._config.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         _running.add(self)
@@ -264,6 +278,8 @@ class KafkaBroker:
         cluster = uuid.uuid4().hex[:22]
         command = self._java("kafka.tools.StorageTool", "format", "--standalone")
         command += ["--cluster-id", cluster, "--config", str(self._config)]
+        for user, password in self._scram.items():
+            command += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]"]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_START_WITHIN_S, check=False
         )

@@ -37,6 +37,7 @@ COMMERCIAL_FRIENDLY = {
     "ISC License (ISCL)",
     "LLVM-exception",
     "MIT",
+    "MIT-0",
     "MIT License",
     "MIT-CMU",
     "MPL-2.0",
@@ -220,3 +221,13 @@ def test_the_wheel_gives_the_command(wheel: Path) -> None:
     assert "tapewatch = detector.cli:main" in entry_points
     unconditional = {Requirement(each).name for each in required if "extra ==" not in each}
     assert unconditional == {Requirement(each).name for each in project()["dependencies"]}
+
+
+def test_audit_tools_are_pinned_and_strict() -> None:
+    """The audit's tools come from a lock with hashes, and a pin nobody could look up fails it."""
+    wanted = (REPOSITORY / "requirements-audit.in").read_text().split()
+    locked = (REPOSITORY / "requirements-audit.lock").read_text()
+    assert {line.split("==")[0] for line in wanted} == {"cyclonedx-bom", "pip-audit"}
+    for line in wanted:
+        assert f"{line} " in locked
+    assert "pip-audit --strict" in (REPOSITORY / "Makefile").read_text()

@@ -509,7 +509,11 @@ def model_show(
 
 @model_app.command("verify")
 def model_verify(
-    model: Annotated[Path, typer.Argument(help="Model folder.")], as_json: AsJson = False
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="PEM of the Ed25519 key that signed it.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check every hash, array and the features of a model folder; exit code 2 if anything is off.
 
@@ -519,7 +523,7 @@ def model_verify(
     """
     from detector.artifact import read_artifact, unlisted_files  # noqa: PLC0415
 
-    artifact = read_artifact(model)
+    artifact = read_artifact(model, public_key)
     if unlisted := unlisted_files(model, artifact.manifest):
         raise RefusedError(
             f"{model}: files the manifest does not list: {', '.join(unlisted)}; remove them"
@@ -528,16 +532,41 @@ def model_verify(
         "version": artifact.version,
         "model_hash": artifact.model_hash,
         "files": len(artifact.manifest.files) + 1,
+        "signed": public_key is not None,
     }
     if as_json:
         _print_json(facts)
     else:
         out.print(
-            f"{model}: {facts['files']} files as written, version {artifact.version}, "
+            f"{model}: {facts['files']} files as written, signature "
+            f"{'not checked' if public_key is None else 'right'}, version {artifact.version}, "
             f"hash {artifact.model_hash}",
             highlight=False,
             soft_wrap=True,
         )
+
+
+@model_app.command("sign")
+def model_sign(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    key: Annotated[Path, typer.Option("--key", help="PEM of an Ed25519 private key.")],
+    key_password_file: Annotated[
+        Path | None, typer.Option("--key-password-file", help="File with the key's password.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a model folder and sign its manifest, which holds the hash of every other file.
+
+    Example: tapewatch model sign model --key signing.pem
+    """
+    from detector.artifact import sign_artifact  # noqa: PLC0415
+
+    password = None if key_password_file is None else key_password_file.read_bytes().rstrip(b"\r\n")
+    path = sign_artifact(model, key, password)
+    if as_json:
+        _print_json({"signature": str(path)})
+    else:
+        out.print(f"{path}: written", highlight=False, soft_wrap=True)
 
 
 def _check_asked(quantile: float | None, budget: float | None, risk: float | None) -> None:
