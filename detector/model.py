@@ -148,7 +148,8 @@ class Tails:
         # Row by row: what a matrix product adds up in which order depends on the number of rows.
         sums = np.stack([(decades * group).sum(axis=1) for group in member], axis=1)
         rate = np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0)
-        return decades * (rate @ member) * self.share
+        parts: Float64 = decades * (rate @ member) * self.share
+        return parts
 
     @property
     def share(self) -> float:
