@@ -123,7 +123,13 @@ def _allowed(field: FieldInfo) -> str:
     kind = names.get(annotation, "") if isinstance(annotation, type) else ""
     if not kind:
         shape = str(annotation)
-        kinds = {"Path": "path", "dict": "table", "tuple": "list of text", "str": "text"}
+        kinds = {
+            "dict": "table",
+            "Secret": "secret text",
+            "Path": "path",
+            "tuple": "list of text",
+            "str": "text",
+        }
         kind = next(word for part, word in kinds.items() if part in shape)
     bounds = {type(rule).__name__.lower(): rule for rule in field.metadata}
     words = []

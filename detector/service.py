@@ -18,14 +18,13 @@ from prometheus_client import (
     GC_COLLECTOR,
     PLATFORM_COLLECTOR,
     PROCESS_COLLECTOR,
-    CollectorRegistry,
 )
 
 from detector.artifact import Artifact, read_artifact
 from detector.config import Config, ConfigError
 from detector.daemon import Daemon, Observer, Settings
 from detector.drift import DriftSpec
-from detector.endpoints import HttpServer
+from detector.endpoints import HttpServer, PoliteRegistry
 from detector.features import FeatureSpec
 from detector.kafka import Connection, Publisher, TickConsumer
 from detector.metrics import Metrics
@@ -112,8 +111,8 @@ class Service:
 
     Raises
     ------
-    ConfigError, ArtifactError, SymbolFileError
-        When configuration, model or mapping file cannot be used.
+    ConfigError, HttpAccessError, ArtifactError, SymbolFileError
+        When configuration, certificate, password, model or mapping file cannot be used.
     OSError
         When the HTTP address cannot be listened on.
     """
@@ -128,13 +127,24 @@ class Service:
         self.features = artifact.features
         decoder = decoder_of(config, self.features)
         names = {**artifact.symbols, **_names(config.input.symbols_file)}
-        self.registry = CollectorRegistry()
+        self.registry = PoliteRegistry()
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
         self.metrics = Metrics(self.registry)
         self.http = HttpServer(
-            config.http.host, config.http.port, self.registry, self._healthy, self._ready
+            config.http.host,
+            config.http.port,
+            self.registry,
+            self._healthy,
+            self._ready,
+            config.http.access(),
         )
+        if lacks := self.http.lacks:
+            _log.warning(
+                "others can reach /metrics: the address is not this machine's own, and lacks "
+                f"{lacks}",
+                metrics=self.http.url,
+            )
         try:
             scorer = load_scorer(artifact, config)
             warm_up(self.features, scorer)

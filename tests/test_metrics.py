@@ -1,20 +1,16 @@
-"""What /metrics tells: bulk histograms against a plain count, bounded labels, health answers."""
+"""What /metrics tells: bulk histograms against a plain count, bounded labels."""
 
 from __future__ import annotations
 
 import math
-import urllib.error
-import urllib.request
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from detector.drift import Drift
-from detector.endpoints import HttpServer
 from detector.metrics import ArrayHistogram, Metrics
 
 
@@ -103,46 +99,3 @@ def test_released_partition_leaves_no_series() -> None:
     assert registry.get_sample_value("tapewatch_instruments", {"partition": "1"}) == 6
     counted = registry.get_sample_value("tapewatch_instrument_evictions_total", {"partition": "0"})
     assert counted == 3
-
-
-def test_port_answers_its_three_paths() -> None:
-    """Metrics, health and readiness answer on one port with the right status."""
-    registry = CollectorRegistry()
-    Metrics(registry)
-    state = {"ready": False}
-    server = HttpServer(
-        "127.0.0.1",
-        0,
-        registry,
-        lambda: (True, "alive"),
-        lambda: (state["ready"], "waiting for Kafka"),
-    )
-    base = server.url.removesuffix("/metrics")
-
-    def status(path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(base + path, timeout=10) as answer:  # noqa: S310
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    try:
-        assert status("/metrics")[0] == 200
-        assert status("/healthz") == (200, "alive\n")
-        assert status("/readyz") == (503, "waiting for Kafka\n")
-        state["ready"] = True
-        assert status("/readyz")[0] == 200
-        assert status("/other")[0] == 404
-    finally:
-        server.close()
-
-
-def test_taken_port_is_an_error() -> None:
-    """A second server on the same port fails at once instead of hiding the first."""
-    registry = CollectorRegistry()
-    first = HttpServer("127.0.0.1", 0, registry, lambda: (True, ""), lambda: (True, ""))
-    try:
-        with pytest.raises(OSError, match="in use"):
-            HttpServer("127.0.0.1", first.port, registry, lambda: (True, ""), lambda: (True, ""))
-    finally:
-        first.close()
