@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,6 +22,7 @@ from prometheus_client import (
 )
 
 from detector.artifact import Artifact, read_artifact
+from detector.compiled import gpu_memory_bytes
 from detector.config import Config, ConfigError
 from detector.daemon import Daemon, Observer, Settings
 from detector.drift import DriftSpec
@@ -148,13 +150,16 @@ class Service:
         try:
             scorer = load_scorer(artifact, config)
             warm_up(self.features, scorer)
-            self.metrics.model.info(
-                {
-                    "version": scorer.version,
-                    "hash": scorer.model_hash,
-                    "device": scorer.device,
-                }
+            self.metrics.observe_model(
+                version=scorer.version,
+                model_hash=scorer.model_hash,
+                device=scorer.device,
+                created=artifact.manifest.created,
+                loaded_s=time.time(),
+                thresholds=scorer.thresholds,
             )
+            if scorer.device == "gpu":
+                self.metrics.memory.of_gpu = gpu_memory_bytes
             self._daemon = self._build(decoder, scorer, SymbolMap(names))
         except BaseException:
             self.http.close()
