@@ -19,6 +19,7 @@ from prometheus_client import (
     GC_COLLECTOR,
     PLATFORM_COLLECTOR,
     PROCESS_COLLECTOR,
+    CollectorRegistry,
 )
 
 from detector.artifact import Artifact, read_artifact
@@ -26,7 +27,7 @@ from detector.compiled import gpu_memory_bytes
 from detector.config import Config, ConfigError
 from detector.daemon import Daemon, Observer, Settings
 from detector.drift import DriftSpec
-from detector.endpoints import HttpServer, PoliteRegistry
+from detector.endpoints import HttpServer
 from detector.features import FeatureSpec
 from detector.kafka import Connection, Publisher, TickConsumer
 from detector.metrics import Metrics
@@ -129,7 +130,7 @@ class Service:
         self.features = artifact.features
         decoder = decoder_of(config, self.features)
         names = {**artifact.symbols, **_names(config.input.symbols_file)}
-        self.registry = PoliteRegistry()
+        self.registry = CollectorRegistry()
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
         self.metrics = Metrics(self.registry)

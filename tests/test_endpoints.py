@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import socket
 import ssl
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
 from detector.config import ConfigError, HttpConfig, load_config
-from detector.endpoints import HttpServer, PoliteRegistry
+from detector.endpoints import HttpServer
 from detector.http_access import Access, Credentials, HttpAccessError, read_password, tls_context
 from detector.metrics import Metrics
 
@@ -50,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @contextlib.contextmanager
 def serving(access: Access | None = None, ready: bool = True) -> Iterator[HttpServer]:
     """The real server on a free port of this machine."""
-    registry = PoliteRegistry()
+    registry = CollectorRegistry()
     Metrics(registry)
     server = HttpServer(
         "127.0.0.1", 0, registry, lambda: (True, "alive"), lambda: (ready, "as told"), access
@@ -317,23 +318,21 @@ def test_default_is_this_machine_only() -> None:
     assert HttpConfig().host == "127.0.0.1"
 
 
-def test_scrape_lets_others_in_between() -> None:
-    """A busy thread gets the interpreter many times while a scrape goes on."""
-    registry = PoliteRegistry()
-    Metrics(registry)
-    turns, stop = [0], threading.Event()
-
-    def work() -> None:
-        while not stop.is_set():
-            turns[0] += 1
-
-    families = registry.collect()
-    next(iter(families))
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        seen = [turns[0] for _ in families]
-    finally:
-        stop.set()
-        thread.join()
-    assert len(set(seen)) > len(seen) // 2
+@pytest.mark.parametrize("escaping", ["", ";escaping=allow-utf-8", ";escaping=underscores"])
+def test_openmetrics_for_who_asks(escaping: str) -> None:
+    """OpenMetrics and compression are negotiated; the text is what the client library makes."""
+    with serving() as server:
+        accept = f"application/openmetrics-text;version=1.0.0{escaping};q=0.5,*/*;q=0.1"
+        status, text, headers = ask(server, "/metrics", {"Accept": accept})
+        assert status == 200
+        assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+        registry = CollectorRegistry()
+        Metrics(registry)
+        assert text == choose_encoder(accept)[0](registry).decode()
+        assert ask(server, "/metrics")[2]["Content-Type"].startswith("text/plain")
+        request = urllib.request.Request(  # noqa: S310
+            server.url, headers={"Accept": accept, "Accept-Encoding": "gzip"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            assert answer.headers["Content-Encoding"] == "gzip"
+            assert gzip.decompress(answer.read()).decode() == text
