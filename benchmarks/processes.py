@@ -33,7 +33,7 @@ from tests.kafka_broker import REPOSITORY, KafkaBroker, free_ports
 START_WITHIN_S: Final = 90.0
 SAMPLE_EVERY_S: Final = 0.2
 STALLED_AFTER_S: Final = 30.0
-_TICKS: Final = re.compile(rb"^tapewatch_ticks_total (\S+)$", re.MULTILINE)
+TICKS: Final = re.compile(rb"^tapewatch_ticks_total (\S+)$", re.MULTILINE)
 
 
 class MeasurementError(FailedError, RuntimeError):
@@ -196,7 +196,7 @@ class Daemon:
     def ticks(self) -> int:
         """Ticks it has taken in so far."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:  # noqa: S310
-            found = _TICKS.search(answer.read())
+            found = TICKS.search(answer.read())
         if found is None:
             raise MeasurementError("the daemon's /metrics has no tapewatch_ticks_total")
         return int(float(found[1]))

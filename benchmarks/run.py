@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engine, features, latency, memory, report, scoring, throughput
+from benchmarks import engine, features, latency, memory, report, scoring, scrape, throughput
 from benchmarks.machine import Quiet, describe
 from benchmarks.measure import Row
 from benchmarks.processes import Cluster, cluster
@@ -30,8 +30,9 @@ ALONE: Final[dict[str, Callable[[Workload], list[Row]]]] = {
 ON_KAFKA: Final[dict[str, Callable[[Workload, Cluster], list[Row]]]] = {
     "throughput": throughput.measure,
     "latency": latency.measure,
+    "scrape": scrape.measure,
 }
-GROUPS: Final = ("features", "scoring", "engine", "throughput", "latency", "memory")
+GROUPS: Final = ("features", "scoring", "engine", "throughput", "latency", "scrape", "memory")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 out = Console()

@@ -137,7 +137,9 @@ def run(config: ConfigPath = None) -> None:
 
 @config_app.command("check")
 def config_check(config: ConfigPath = None) -> None:
-    """Validate the configuration, librdkafka's properties too, without waiting for a broker.
+    """Validate the configuration, librdkafka's properties and the files of [http] too.
+
+    No broker is waited for.
 
     Example: tapewatch config check --config tapewatch.toml
     """
@@ -146,6 +148,7 @@ def config_check(config: ConfigPath = None) -> None:
 
     settings = load_config(config)
     check_properties(connection_of(settings), settings.kafka.group_id)
+    settings.http.access()
     out.print("the configuration is valid")
 
 

@@ -84,6 +84,12 @@ def gpu_visible() -> bool:
     return bool(load_tensorflow().config.list_physical_devices("GPU"))
 
 
+def gpu_memory_bytes() -> dict[str, int]:
+    """Return what TensorFlow's allocator holds on the first GPU, in bytes: `current` and `peak`."""
+    found: dict[str, int] = load_tensorflow().config.experimental.get_memory_info("GPU:0")
+    return found
+
+
 @contextlib.contextmanager
 def _banners_held_back() -> Iterator[None]:
     """Keep what TensorFlow's libraries print while they load out of terminals and logs.

@@ -28,6 +28,7 @@ from pydantic import (
 from detector.drift import DriftSpec
 from detector.errors import RefusedError
 from detector.events import EpisodePolicy
+from detector.http_access import Access, Credentials, read_password, tls_context
 from detector.kafka_security import ALIASES, PROPERTIES, SecurityConfig
 from detector.masking import MASK, remember
 
@@ -73,6 +74,11 @@ class _Section(BaseModel):
 Property = Annotated[
     str | SecretStr,
     PlainSerializer(lambda v: MASK if isinstance(v, SecretStr) else v, return_type=str),
+]
+
+
+HiddenText = Annotated[
+    SecretStr, PlainSerializer(lambda _: MASK, return_type=str, when_used="unless-none")
 ]
 
 
@@ -314,8 +320,67 @@ class CommitConfig(_Section):
 class HttpConfig(_Section):
     """The port of /metrics, /healthz and /readyz."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on; 0.0.0.0 or :: for all of this machine's.",
+    )
     port: int = Field(default=9108, ge=0, le=65_535, description="Port; 0 takes a free one.")
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file of the server's certificate and those that signed it, read at the "
+        "start; default: no TLS. TLS 1.2 is the least.",
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        description="PEM file of the certificate's key, not encrypted; default: it is in the same "
+        "file.",
+    )
+    username: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern="^[^:]+$",
+        description="Name that /metrics asks for, by HTTP basic authentication; /healthz and "
+        "/readyz never ask.",
+    )
+    password: HiddenText | None = Field(
+        default=None,
+        min_length=1,
+        description="Its password, by environment: TAPEWATCH_HTTP__PASSWORD. Masked wherever "
+        "configuration is shown.",
+    )
+    password_file: Path | None = Field(
+        default=None, description="File with the password on its only line, instead of password."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> HttpConfig:
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key is set without tls_certificate; set both, or neither")
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file are both set; keep one")
+        given = self.password is not None or self.password_file is not None
+        if given != (self.username is not None):
+            raise ValueError("username needs password or password_file, and they need username")
+        return self
+
+    def access(self) -> Access:
+        """Read the files and return how the port is protected.
+
+        Raises
+        ------
+        HttpAccessError
+            A certificate, key or password file that cannot be used.
+        """
+        certificate = self.tls_certificate
+        context = None if certificate is None else tls_context(certificate, self.tls_key)
+        if self.username is None:
+            return Access(context)
+        if self.password_file is not None:
+            password = read_password(self.password_file)
+        else:
+            password = "" if self.password is None else self.password.get_secret_value()
+        return Access(context, Credentials(self.username, password))
 
 
 class LogConfig(_Section):
@@ -444,8 +509,14 @@ def _siblings(place: tuple[int | str, ...]) -> list[str]:
 def _anchor(config: Config, folder: Path) -> Config:
     """Make the relative paths of a file relative to that file."""
     symbols, key = config.input.symbols_file, config.model.public_key
+    http = {
+        name: folder / path
+        for name in ("tls_certificate", "tls_key", "password_file")
+        if (path := getattr(config.http, name)) is not None
+    }
     return config.model_copy(
         update={
+            "http": config.http.model_copy(update=http),
             "kafka": config.kafka.model_copy(
                 update={"security": config.kafka.security.anchored(folder)}
             ),

@@ -154,6 +154,8 @@ class Daemon:
         self._metrics = metrics
         self._observer = observer
         self._consumer = consumer(self)
+        metrics.kafka.watch("consumer", self._consumer.health)
+        metrics.kafka.watch("producer", publisher.health)
         self._ledger = Ledger()
         self._work: queue.Queue[_Work | None] = queue.Queue(_QUEUED_BATCHES)
         self._decision = threading.Thread(target=self._decide_all, name="decision", daemon=True)
@@ -279,6 +281,7 @@ class Daemon:
         self._raise_if_unusable()
         if fetched:
             self._metrics.stage.labels("batching").observe(self._consumer.waited_s)
+            self._metrics.batch_wait.observe(self._consumer.waited_s)
             self._hand_on(self._take_in(fetched))
         if self._beat >= self._commit_due:
             self._commit_due = self._beat + settings.commit_interval_s
@@ -458,6 +461,7 @@ class Daemon:
             self._assigned.positions.pop(partition, None)
             self._tracked.pop(partition, None)
             self._pipeline.release(partition)
+        self._metrics.open_table.forget(partitions)
         gone = set(partitions)
         self._partition_of = {k: p for k, p in self._partition_of.items() if p not in gone}
         self._metrics.rebalances.labels(kind).inc()
@@ -506,8 +510,19 @@ class Daemon:
             for message in work.latents:
                 self._publish_latents(work.ticket, message)
             self._observe(outcome)
+            self._metrics.open_table.observe(filter(self._still_ours(work), outcome.events))
         work.ticket.finish()
         self._metrics.stage.labels("publishing").observe(time.perf_counter() - began)
+
+    def _still_ours(self, work: _Work) -> Callable[[AnomalyEvent], bool]:
+        """Return whether an event's partition was not given up since the work was taken in."""
+        generations = self._assigned.generations
+
+        def ours(event: AnomalyEvent) -> bool:
+            partition = event.source.partition
+            return work.generations[partition] == generations.get(partition, 0)
+
+        return ours
 
     def _observe(self, outcome: Outcome) -> None:
         metrics = self._metrics
@@ -517,6 +532,7 @@ class Daemon:
             metrics.error.observe(scores.stage2, "2")
             metrics.score.observe(scores.score)
         metrics.scored.inc(sum(int(block.ready.sum()) for block in outcome.blocks))
+        metrics.instrument_hours.inc(outcome.instrument_hours)
         if self._observer is not None:
             self._observer.observe(outcome)
 
@@ -533,7 +549,7 @@ class Daemon:
             self._metrics.events.labels(event.phase, event.severity).inc()
             if event.name is not None and event.phase == "close":
                 self._metrics.named.labels(event.name.type).inc()
-            self._observe_latency(started_s)
+            self._observe_latency(started_s, event)
             work.ticket.acknowledge()
 
         work.ticket.expect()
@@ -577,13 +593,13 @@ class Daemon:
                 return None if ts_recv == UNDEFINED_TIME else ts_recv / 1e9
         return None
 
-    def _observe_latency(self, started_s: float | None) -> None:
+    def _observe_latency(self, started_s: float | None, event: AnomalyEvent) -> None:
         """Observe one event's latency; a replayed tick's age is no latency and is only counted."""
         latency_s = STALE_AFTER_S if started_s is None else time.time() - started_s
         if not -_CLOCK_SKEW_S <= latency_s < STALE_AFTER_S:
             self._metrics.stale.inc()
             return
-        self._metrics.tick_to_event.observe(max(0.0, latency_s))
+        self._metrics.observe_latency(max(0.0, latency_s), event)
 
     def _publish_dead_letter(
         self, ticket: Ticket, messages: PartitionMessages, row: int, reason: str

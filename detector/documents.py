@@ -43,10 +43,17 @@ environment (`TAPEWATCH_KAFKA__SECURITY__PASSWORD`) or by file (`password_file`)
 | property | why it is refused |
 |---|---|"""
 
+_SUFFIXES: Final = {"counter": "_total", "info": "_info"}
 _METRICS_HEAD: Final = """# Metrics
 
-What `/metrics` tells, beside the usual `process_` and `python_` series. Counters are shown without
-their `_total`. This page is generated: `make docs`.
+What `/metrics` tells, beside the usual `process_` and `python_` series. Times are in seconds, sizes
+in bytes. No metric has a label that grows with the market: instruments are named in
+`tapewatch_open_episode_severity` only, twenty at most. This page is generated: `make docs`.
+
+A scraper that asks for OpenMetrics, as Prometheus does, gets exemplars too: each bucket of
+`tapewatch_tick_to_event_seconds` carries the first 16 digits of the `event_id` of an event that
+fell into it. Prometheus keeps them if it is started with `--enable-feature=exemplar-storage`.
+[configuration](configuration.md#http) says how to protect `/metrics`.
 
 | metric | type | labels | meaning |
 |---|---|---|---|"""
@@ -84,9 +91,8 @@ def metrics_markdown() -> str:
         labels = sorted({k for s in family.samples for k in s.labels} - {"le"})
         if not labels:
             labels = sorted(_declared_labels(registry, family.name))
-        lines.append(
-            f"| `{family.name}` | {family.type} | {', '.join(labels)} | {family.documentation} |"
-        )
+        name = family.name + _SUFFIXES.get(family.type, "")
+        lines.append(f"| `{name}` | {family.type} | {', '.join(labels)} | {family.documentation} |")
     return "\n".join([*lines, ""])
 
 

@@ -32,6 +32,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from detector.errors import FailedError, RefusedError
+from detector.kafka_statistics import ClientStatistics, StatisticsBook
 from detector.masking import Scrubbing
 
 _CLIENT_LOG: Final = logging.getLogger("librdkafka")
@@ -123,6 +124,8 @@ class Health:
     def __init__(self) -> None:
         self._brokers_up = 0
         self._last_error = "not connected yet"
+        self._book = StatisticsBook()
+        self.statistics: ClientStatistics | None = None
         self.fatal: KafkaUnusableError | None = None
 
     @property
@@ -149,8 +152,8 @@ class Health:
 
     def on_statistics(self, text: str) -> None:
         """Take librdkafka's statistics callback."""
-        brokers = orjson.loads(text).get("brokers", {}).values()
-        self._brokers_up = sum(b.get("state") == "UP" and b.get("nodeid", -1) >= 0 for b in brokers)
+        self.statistics = self._book.take(orjson.loads(text))
+        self._brokers_up = self.statistics.brokers_up
 
 
 def consumer_settings(connection: Connection, group_id: str) -> dict[str, object]:
@@ -243,6 +246,7 @@ class TickConsumer:
     def fetch(self, max_messages: int, max_delay_s: float) -> list[PartitionMessages]:
         """Wait shortly for a first message, then up to `max_delay_s` for others to join it."""
         messages = self._consumer.consume(1, _IDLE_S)
+        self.waited_s = 0.0
         if messages and max_messages > 1:
             began = time.perf_counter()
             messages += self._consumer.consume(max_messages - 1, max_delay_s)
@@ -383,6 +387,8 @@ class Publisher:
             "enable.idempotence": True,
             "message.timeout.ms": 0,
             "error_cb": self.health.on_error,
+            "statistics.interval.ms": _STATISTICS_MS,
+            "stats_cb": self.health.on_statistics,
             **settings,
         }
         with _refusals():

@@ -219,3 +219,48 @@ def hours_of(ts: Int64Array, gap_ns: int) -> float:
             total += wait
         last = max(last, ts[i])
     return total / NS_PER_HOUR
+
+
+@njit(cache=True, nogil=True)
+def add_hours(
+    slots: npt.NDArray[np.int32],
+    keys: Int64Array,
+    ts: Int64Array,
+    score: Float64Array,
+    gap_ns: int,
+    state: Int64Array,
+) -> float:
+    """Trading time in hours that a batch adds, over all its instruments, as `hours_of` counts it.
+
+    Parameters
+    ----------
+    slots, keys, ts, score
+        `(n,)` columns of the batch: slot in the bank, -1 where the tick was dropped; instrument;
+        event time; score, NaN where the tick was not scored.
+    gap_ns
+        A longer silence is no trading time.
+    state
+        `(slots, 3)` int64: instrument, its last scored time, and 1 where there is one; changed in
+        place.
+
+    Returns
+    -------
+    hours
+        Of scored time, summed over instruments.
+    """
+    total = 0.0
+    for i in range(slots.shape[0]):
+        if slots[i] < 0 or np.isnan(score[i]):
+            continue
+        mine = state[slots[i]]
+        if mine[2] == 0 or mine[0] != keys[i]:
+            mine[0] = keys[i]
+            mine[1] = ts[i]
+            mine[2] = 1
+            continue
+        wait = ts[i] - mine[1]
+        if 0 < wait <= gap_ns:
+            total += wait
+        if wait > 0 or -wait > gap_ns:  # back by more than a gap: a day is played again
+            mine[1] = ts[i]
+    return total / NS_PER_HOUR

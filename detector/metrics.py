@@ -1,147 +1,53 @@
 """Prometheus collectors on an injected registry, observed once a micro-batch.
 
 Labels come from small fixed sets: partition, stage, reason, flag, phase, severity, type, and the
-model's features, ten of them at a time. Never an instrument. `docs/metrics.md` describes each
-metric.
+model's features, ten of them at a time. The one metric with instruments in it has twenty of them at
+most. `docs/metrics.md` describes each metric.
 """
 
 from __future__ import annotations
 
-import math
 import platform
-import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-from numba import njit
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+)
 
 from detector import __version__
+from detector.collectors import ArrayHistogram, PresentGauge, ReadFamily
 from detector.drift import MOVED, Drift
-from detector.events import PHASES, SEVERITIES
+from detector.events import PHASES, SEVERITIES, AnomalyEvent
+from detector.kafka_metrics import KafkaMetrics
 from detector.naming import TYPES
+from detector.open_episodes import TOLD, OpenEpisodes
+from detector.resources import MemoryMetrics
+from detector.thresholds import Thresholds
 from detector.ticks import DROPPED, Quality
 from detector.wire import REASONS
 
 LATENCY_BUCKETS_S: Final = (
-    *(50e-6, 100e-6, 200e-6, 500e-6),
-    *(1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3),
-    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+    *(50e-6, 70e-6),
+    *(100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 700e-6),
+    *(1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7e-3),
+    *(10e-3, 15e-3, 20e-3, 30e-3, 50e-3, 70e-3),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.7),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0),
 )
+"""Upper bounds, at most 1.7 times the one below: a quantile read from them is not further off."""
+
 STAGES: Final = ("batching", "decode", "features", "scoring", "publishing")
 STALE_AFTER_S: Final = 60.0
 DRIFT_FEATURES: Final = 10
-
-
-@njit(cache=True, nogil=True)
-def _count_half_octaves(
-    values: npt.NDArray[np.float64], lowest: int, counts: npt.NDArray[np.int64]
-) -> float:
-    """Count finite values into buckets with upper bounds 2^((lowest + i) / 2); return their sum."""
-    total = 0.0
-    last = counts.shape[0] - 1
-    for value in values:
-        if not math.isfinite(value):
-            continue
-        total += value
-        index = 0
-        if value > 0.0:
-            mantissa, exponent = math.frexp(value)  # mantissa in [0.5, 1)
-            half = 2 * (exponent - 1)
-            if mantissa > 0.5:
-                half += 1 if mantissa <= 0.7071067811865476 else 2
-            index = min(max(half - lowest, 0), last)
-        counts[index] += 1
-    return total
-
-
-class ArrayHistogram(Collector):
-    """A histogram that takes a whole array at once: a few nanoseconds a value.
-
-    Upper bounds are half octaves, `2^(lowest/2)` to `2^(highest/2)`; NaN is not counted.
-
-    Parameters
-    ----------
-    name, documentation
-        As for any collector.
-    label, values
-        Name of the one label and its fixed set of values; `("", ("",))` for none.
-    lowest, highest
-        First and last bound in half octaves.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        label: str = "",
-        values: tuple[str, ...] = ("",),
-        lowest: int = -20,
-        highest: int = 30,
-    ) -> None:
-        self._name, self._documentation, self._label = name, documentation, label
-        self._lowest = lowest
-        self._bounds = [2.0 ** (half / 2) for half in range(lowest, highest + 1)]
-        self._counts = {v: np.zeros(len(self._bounds) + 1, np.int64) for v in values}
-        self._sums = dict.fromkeys(values, 0.0)
-        self._lock = threading.Lock()
-
-    def observe(self, array: npt.NDArray[np.float64], value: str = "") -> None:
-        """Count every finite element of a float64 array."""
-        with self._lock:
-            counts = self._counts[value]
-            self._sums[value] += _count_half_octaves(array, self._lowest, counts)
-
-    def collect(self) -> Iterable[HistogramMetricFamily]:
-        """Give the present state to the registry."""
-        labels = [self._label] if self._label else []
-        family = HistogramMetricFamily(self._name, self._documentation, labels=labels)
-        with self._lock:
-            for value, counts in self._counts.items():
-                cumulative = np.cumsum(counts).tolist()
-                bounds = [*(repr(b) for b in self._bounds), "+Inf"]
-                family.add_metric(
-                    [value] if self._label else [],
-                    list(zip(bounds, cumulative, strict=True)),
-                    self._sums[value],
-                )
-        yield family
-
-
-class PresentGauge(Collector):
-    """A gauge that tells only what is known now: what `set` left out has no series any more.
-
-    Parameters
-    ----------
-    name, documentation
-        As for any collector.
-    label
-        Name of the one label; "" for none.
-    """
-
-    def __init__(self, name: str, documentation: str, label: str = "") -> None:
-        self._name, self._documentation = name, documentation
-        self._labelnames = (label,) if label else ()
-        self._values: Mapping[str, float] = {}
-
-    def set(self, values: Mapping[str, float]) -> None:
-        """Replace all values, by label; without a label, the only one has the name ""."""
-        self._values = dict(values)
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Give name and meaning to the registry."""
-        yield GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Give the present state to the registry."""
-        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labelnames)
-        for label, value in self._values.items():
-            family.add_metric([label] if self._labelnames else [], value)
-        yield family
+EXEMPLAR_DIGITS: Final = 16
+"""Of an event's id, in an exemplar: OpenMetrics allows 128 characters for all labels together."""
 
 
 class Metrics:
@@ -154,9 +60,17 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # Else every counter and histogram has a second series that says when it began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.messages = Counter("tapewatch_messages", "Messages consumed.", registry=registry)
         self.ticks = Counter("tapewatch_ticks", "Ticks decoded.", registry=registry)
         self.scored = Counter("tapewatch_ticks_scored", "Ticks scored.", registry=registry)
+        self.instrument_hours = Counter(
+            "tapewatch_instrument_hours",
+            "Hours of event time over which instruments were scored, summed over instruments; "
+            "silences of more than half an hour are none.",
+            registry=registry,
+        )
         self.dropped = Counter(
             "tapewatch_ticks_dropped",
             "Ticks of good messages that were dropped, by reason.",
@@ -221,6 +135,12 @@ class Metrics:
         self.stale = Counter(
             "tapewatch_tick_to_event_stale",
             f"Events whose tick was older than {STALE_AFTER_S:.0f} s or had no time; not observed.",
+            registry=registry,
+        )
+        self.batch_wait = Histogram(
+            "tapewatch_batch_wait_seconds",
+            "How long the first tick of a micro-batch waited for others, before it was decoded.",
+            buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self.batch_ticks = Histogram(
@@ -297,7 +217,18 @@ class Metrics:
         self.ready = Gauge(
             "tapewatch_ready", "1 while /readyz says ready, else 0.", registry=registry
         )
-        self.model = Info("tapewatch_model", "The model in force.", registry=registry)
+        self._register_model(registry)
+        self.kafka = KafkaMetrics(registry)
+        self.memory = MemoryMetrics(registry)
+        self.open_table = OpenEpisodes()
+        table = ReadFamily(
+            "gauge",
+            "tapewatch_open_episode_severity",
+            f"Highest severity told of the {TOLD} open episodes where it is highest, ranked.",
+            ("symbol", "type", "rank"),
+        )
+        table.read = self.open_table.read
+        registry.register(table)
         Info("tapewatch_build", "This program.", registry=registry).info(
             {"version": __version__, "python": platform.python_version()}
         )
@@ -311,6 +242,46 @@ class Metrics:
             self.dropped.labels(reason).inc(n)
         for flag, n in flagged.items():
             self.flagged.labels(flag).inc(n)
+
+    def observe_model(
+        self,
+        *,
+        version: str,
+        model_hash: str,
+        device: str,
+        created: str,
+        loaded_s: float,
+        thresholds: Thresholds,
+    ) -> None:
+        """Tell of the model put in force.
+
+        Parameters
+        ----------
+        version, model_hash, device
+            What it is, and where it scores.
+        created
+            When it was trained, as ISO 8601; a time without a zone is UTC.
+        loaded_s
+            When it was put in force, in seconds since the epoch.
+        thresholds
+            Its thresholds.
+        """
+        self.model.info({"version": version, "hash": model_hash, "device": device})
+        try:
+            when = datetime.fromisoformat(created)
+        except ValueError:  # the manifest takes any text there
+            self.model_created.set({})
+        else:
+            when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+            self.model_created.set({"": when.timestamp()})
+        self.model_loaded.set({"": loaded_s})
+        peaks = thresholds.peaks
+        budgeted = peaks is not None and peaks.asked == "budget"
+        self.alarms_asked.set({"": peaks.value} if peaks is not None and budgeted else {})
+
+    def observe_latency(self, latency_s: float, event: AnomalyEvent) -> None:
+        """Observe one event's latency from tick to acknowledgement, with the event as exemplar."""
+        self.tick_to_event.observe(latency_s, {"event_id": event.event_id[:EXEMPLAR_DIGITS]})
 
     def observe_drift(self, drift: Drift | None) -> None:
         """Tell how far what is scored has moved from the training, as far as it is known."""
@@ -351,6 +322,24 @@ class Metrics:
         for partition in ours:  # a partition without state still has its three series
             for gauge in (self.instruments, self.open_episodes, self.lag):
                 gauge.labels(str(partition))
+
+    def _register_model(self, registry: CollectorRegistry) -> None:
+        self.model = Info("tapewatch_model", "The model in force.", registry=registry)
+        self.alarms_asked = PresentGauge(
+            "tapewatch_alarms_asked_per_hour",
+            "Alarms an instrument-hour that the model's thresholds are for; none where they are "
+            "for a quantile or a risk.",
+        )
+        self.model_created = PresentGauge(
+            "tapewatch_model_created_timestamp_seconds",
+            "When the model in force was trained, in seconds since the epoch.",
+        )
+        self.model_loaded = PresentGauge(
+            "tapewatch_model_loaded_timestamp_seconds",
+            "When the model in force was put in force, in seconds since the epoch.",
+        )
+        for gauge in (self.alarms_asked, self.model_created, self.model_loaded):
+            registry.register(gauge)
 
     def _preset_labels(self) -> None:
         """Show every series of a fixed set from the start, so that a rate sees its first rise."""

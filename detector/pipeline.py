@@ -35,7 +35,7 @@ from detector.features import FeatureBank, FeatureBlock, FeatureSpec
 from detector.naming import Name, head_inputs
 from detector.scorer import Explanation, ScoreBlock, Scorer
 from detector.symbols import SymbolMap
-from detector.thresholds import ThresholdBook
+from detector.thresholds import ThresholdBook, TradingTime
 from detector.ticks import Batch, Quality, split_key
 
 
@@ -117,6 +117,8 @@ class Outcome:
         Ticks that changed nothing, by reason.
     flagged
         Ticks processed although unusual, by flag.
+    instrument_hours
+        Trading time over which instruments were scored, summed over them, in hours.
     """
 
     events: tuple[AnomalyEvent, ...]
@@ -124,6 +126,7 @@ class Outcome:
     scores: tuple[ScoreBlock, ...]
     dropped: dict[str, int]
     flagged: dict[str, int]
+    instrument_hours: float = 0.0
 
 
 class Pipeline:
@@ -157,6 +160,7 @@ class Pipeline:
         self._adapt = self._spec.adapt and scorer.thresholds.adaptive
         self._thresholds: dict[int, ThresholdBook] = {}
         self._drift: dict[int, DriftBook] = {}
+        self._trading: dict[int, TradingTime] = {}
 
     def process(self, batch: Batch) -> Outcome:
         """Features, score, decide: the whole way of one batch of one partition."""
@@ -176,7 +180,8 @@ class Pipeline:
         ]
         events = self._tell(prepared, decisions)
         dropped, flagged = count_quality([block.quality for block in blocks])
-        return Outcome(tuple(events), blocks, scores, dropped, flagged)
+        hours = sum(map(self._hours, prepared, scores))
+        return Outcome(tuple(events), blocks, scores, dropped, flagged, hours)
 
     def release(self, partition: int) -> None:
         """Forget a partition that now belongs to another process."""
@@ -184,6 +189,7 @@ class Pipeline:
         self._books.pop(partition, None)
         self._thresholds.pop(partition, None)
         self._drift.pop(partition, None)
+        self._trading.pop(partition, None)
 
     @property
     def model_hash(self) -> str:
@@ -269,6 +275,13 @@ class Pipeline:
             if book is None:
                 book = self._drift[partition] = DriftBook(self._scorer.reference, spec)
             book.update(part.block, found.rows, found.score)
+
+    def _hours(self, part: Prepared, scores: ScoreBlock) -> float:
+        """Return the instrument-hours that a partition's batch adds."""
+        block, partition = part.block, part.batch.partition
+        if partition not in self._trading:
+            self._trading[partition] = TradingTime(self._spec.max_instruments)
+        return self._trading[partition].add(block.slots, block.keys, block.ts, scores.score)
 
     def _decide(self, part: Prepared, scores: ScoreBlock) -> _Decision:
         """Advance a partition's episodes by its batch."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -22,6 +23,7 @@ from prometheus_client import (
 )
 
 from detector.artifact import Artifact, read_artifact
+from detector.compiled import gpu_memory_bytes
 from detector.config import Config, ConfigError
 from detector.daemon import Daemon, Observer, Settings
 from detector.drift import DriftSpec
@@ -112,8 +114,8 @@ class Service:
 
     Raises
     ------
-    ConfigError, ArtifactError, SymbolFileError
-        When configuration, model or mapping file cannot be used.
+    ConfigError, HttpAccessError, ArtifactError, SymbolFileError
+        When configuration, certificate, password, model or mapping file cannot be used.
     OSError
         When the HTTP address cannot be listened on.
     """
@@ -135,18 +137,32 @@ class Service:
             self.registry.register(collector)
         self.metrics = Metrics(self.registry)
         self.http = HttpServer(
-            config.http.host, config.http.port, self.registry, self._healthy, self._ready
+            config.http.host,
+            config.http.port,
+            self.registry,
+            self._healthy,
+            self._ready,
+            config.http.access(),
         )
+        if lacks := self.http.lacks:
+            _log.warning(
+                "others can reach /metrics: the address is not this machine's own, and lacks "
+                f"{lacks}",
+                metrics=self.http.url,
+            )
         try:
             scorer = load_scorer(artifact, config)
             warm_up(self.features, scorer)
-            self.metrics.model.info(
-                {
-                    "version": scorer.version,
-                    "hash": scorer.model_hash,
-                    "device": scorer.device,
-                }
+            self.metrics.observe_model(
+                version=scorer.version,
+                model_hash=scorer.model_hash,
+                device=scorer.device,
+                created=artifact.manifest.created,
+                loaded_s=time.time(),
+                thresholds=scorer.thresholds,
             )
+            if scorer.device == "gpu":
+                self.metrics.memory.of_gpu = gpu_memory_bytes
             self._daemon = self._build(decoder, scorer, SymbolMap(names))
         except BaseException:
             self.http.close()

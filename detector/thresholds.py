@@ -368,6 +368,32 @@ class ThresholdBook:
             state[used:] = 0
 
 
+class TradingTime:
+    """Over how much trading time one input partition's instruments were scored; 24 bytes each.
+
+    What a budget is counted against: silences of more than `GAP_S` are no trading time.
+
+    Parameters
+    ----------
+    slots
+        Size of the feature bank the slots come from.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._state = np.zeros((slots, 3), np.int64)
+
+    def add(
+        self,
+        slots: npt.NDArray[np.int32],
+        keys: npt.NDArray[np.int64],
+        ts: npt.NDArray[np.int64],
+        score: Float64,
+    ) -> float:
+        """Return the instrument-hours that a batch adds; columns as in `ThresholdBook.apply`."""
+        gap_ns = round(GAP_S * NS_PER_S)
+        return float(k.add_hours(slots, _frozen(keys), _frozen(ts), score, gap_ns, self._state))
+
+
 def _frozen(column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Contiguous and read-only, so that the kernel is compiled for one type of input only."""
     view = np.ascontiguousarray(column).view()

@@ -14,6 +14,10 @@ from typing import Any, Self, cast
 
 import numpy as np
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 
 from detector.daemon import Daemon, DaemonFailedError, Settings
 from detector.drift import Drift
@@ -666,3 +670,40 @@ def test_drift_is_told_as_soon_as_it_is_known() -> None:
         assert rig.value("tapewatch_feature_psi", feature="b") == 0.5
         assert rig.value("tapewatch_features_moved") == 1
         assert rig.value("tapewatch_drift_rows") == 4_000
+
+
+def test_latency_has_its_event_as_exemplar() -> None:
+    """An OpenMetrics scrape of the daemon leads from a bucket to an event that was published."""
+    with Rig([part([b"t"])]) as rig:
+        until(lambda: rig.value("tapewatch_tick_to_event_seconds_count") == 1)
+        families = openmetrics_families(openmetrics(rig.registry).decode())
+        buckets = next(f for f in families if f.name == "tapewatch_tick_to_event_seconds").samples
+        (exemplar,) = [s.exemplar for s in buckets if s.exemplar is not None]
+        assert exemplar.labels == {"event_id": event_at(0, 0).event_id[:16]}
+
+
+def test_batching_delay_is_observed_per_micro_batch() -> None:
+    """Every fetch that brought something adds the wait of its first message."""
+    rig = Rig([part([b"t"])], [], [part([b"t"], first=1)])
+    rig.consumer.waited_s = 0.25
+    with rig:
+        until(lambda: rig.value("tapewatch_batch_wait_seconds_count") == 2)
+    assert rig.value("tapewatch_batch_wait_seconds_sum") == 0.5
+
+
+def test_open_episodes_leave_with_their_partition() -> None:
+    """What the table shows is open in a partition that is ours."""
+    rows = [part([b"t"], first=3, partition=1), part([b"t"], first=7, partition=0)]
+    with Rig(rows) as rig:
+        shown = {"symbol": "X", "type": "none", "rank": "1"}
+        until(lambda: rig.value("tapewatch_open_episode_severity", **shown) == 2.0)
+    assert rig.value("tapewatch_open_episode_severity", **shown) == 0.0
+
+
+def test_statistics_of_both_clients_are_told() -> None:
+    """The daemon shows the consumer's and the producer's own view of Kafka."""
+    with Rig() as rig:
+        rig.sink.health.on_statistics('{"type": "producer", "msg_cnt": 4}')
+        queue = "tapewatch_kafka_fetch_queue_messages"
+        assert rig.value(queue, client="producer") == 4
+        assert rig.value("tapewatch_kafka_brokers_up", client="consumer") == 1

@@ -1,21 +1,33 @@
-"""What /metrics tells: bulk histograms against a plain count, bounded labels, health answers."""
+"""What /metrics tells: bulk histograms against a plain count, bounded labels."""
 
 from __future__ import annotations
 
+import json
 import math
-import urllib.error
-import urllib.request
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
+from detector.collectors import ArrayHistogram
 from detector.drift import Drift
-from detector.endpoints import HttpServer
-from detector.metrics import ArrayHistogram, Metrics
+from detector.events import AnomalyEvent
+from detector.kafka import Health
+from detector.metrics import LATENCY_BUCKETS_S, Metrics
+from detector.naming import TYPES, Name
+from detector.open_episodes import TOLD
+from tests.test_daemon import event_at
 
 
 def buckets_of(histogram: ArrayHistogram) -> dict[float, float]:
@@ -58,15 +70,189 @@ def test_exposition_parses_and_has_every_fixed_series() -> None:
 
 
 def test_no_label_beyond_the_fixed_sets() -> None:
-    """No metric has a label that could grow with the market."""
+    """No metric has a label that could grow with the market, but the table of open episodes."""
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    metrics.observe_partitions({0: 5}, {0: 1}, {0: 2}, {0: 9})
+    fill(Metrics(registry))
     allowed = {"partition", "stage", "type", "reason", "flag", "phase", "severity", "kind", "le"}
-    allowed |= {"version", "python", "hash"}
+    allowed |= {"version", "python", "hash", "device", "client", "quantile", "feature"}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
-            assert set(sample.labels) <= allowed, sample
+            own = {"symbol", "rank"} if family.name == "tapewatch_open_episode_severity" else set()
+            assert set(sample.labels) <= allowed | own, sample
+
+
+def named(number: int) -> AnomalyEvent:
+    """An event of an episode, an instrument and a type of its own."""
+    return replace(
+        event_at(0, number),
+        episode_id=f"{number:032x}",
+        symbol=f'S{number}"\n\\',
+        name=Name(TYPES[number % len(TYPES)], 0.9, "spoofing"),
+    )
+
+
+def fill(metrics: Metrics, instruments: int = 1, partitions: int = 1, first: int = 0) -> None:
+    """Give every metric something to tell."""
+    statistics = {
+        "brokers": {
+            str(i): {"nodeid": i, "state": "UP", "rtt": {"cnt": 1, "p50": 5, "p99": 9}}
+            for i in range(partitions)
+        }
+    }
+    for client in ("consumer", "producer"):
+        health = Health()
+        health.on_statistics(json.dumps({**statistics, "type": client}))
+        metrics.kafka.watch(cast("Any", client), health)
+    metrics.memory.of_gpu = lambda: {"current": 1, "peak": 2}
+    mine = dict.fromkeys(range(first, first + partitions), 1)
+    metrics.observe_partitions(mine, mine, mine, mine)
+    peaks = cast("Any", SimpleNamespace(asked="budget", value=6.0))
+    metrics.observe_model(
+        version="v",
+        model_hash="h",
+        device="cpu",
+        created="2026-01-01T00:00:00Z",
+        loaded_s=2.0,
+        thresholds=cast("Any", SimpleNamespace(peaks=peaks)),
+    )
+    names = tuple(f"f{i}" for i in range(100))
+    metrics.observe_drift(Drift(names, np.arange(100) / 100, 0.5, 2_000))
+    metrics.score.observe(np.linspace(0.001, 1e6, 1_000))
+    metrics.error.observe(np.linspace(0.001, 1e6, 1_000), "1")
+    for number in range(instruments):
+        event = named(number)
+        metrics.open_table.observe([event])
+        metrics.observe_latency(10.0 ** (-6 + number % 8), event)
+        metrics.events.labels(event.phase, event.severity).inc()
+        assert event.name is not None
+        metrics.named.labels(event.name.type).inc()
+        metrics.batch_wait.observe(0.001)
+
+
+def series_of(registry: CollectorRegistry) -> int:
+    """Series that a scrape would store."""
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return sum(len(family.samples) for family in families)
+
+
+def test_number_of_series_is_bounded() -> None:
+    """Thousands of instruments add nineteen rows to the table of one; a partition adds four series.
+
+    What a rebalance takes away leaves its counter of evictions behind, and nothing else.
+    """
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    fill(metrics)
+    few = series_of(registry)
+    fill(metrics, instruments=5_000)
+    assert series_of(registry) == few + TOLD - 1
+    fill(metrics, instruments=10, partitions=64)
+    assert series_of(registry) == few + TOLD - 1 + 63 * 4
+    fill(metrics, instruments=10, partitions=64, first=64)
+    assert series_of(registry) == few + TOLD - 1 + 63 * 4 + 64
+    assert few < 600
+
+
+def test_names_follow_the_conventions() -> None:
+    """Base units in the name, `_total` on counters alone, every metric with a sentence of help."""
+    registry = CollectorRegistry()
+    fill(Metrics(registry))
+    for family in registry.collect():
+        assert re.fullmatch(r"tapewatch(_[a-z0-9]+)+", family.name)
+        words = family.name.split("_")
+        units = {"ms", "milliseconds", "us", "microseconds", "minutes", "kb", "mb", "percent", "ns"}
+        assert not set(words) & units, family.name
+        assert words[-1] not in {"total", "count", "sum", "bucket", "info"}
+        assert family.documentation.endswith(".")
+        assert family.documentation[0].isupper() or family.documentation[0].isdigit()
+        if family.type == "counter":
+            assert {s.name for s in family.samples} <= {f"{family.name}_total"}
+
+
+def test_latency_buckets_resolve_their_range() -> None:
+    """From 50 us to 10 s, no bound more than 1.7 times the one below."""
+    bounds = np.array(LATENCY_BUCKETS_S)
+    assert bounds[0] == 50e-6
+    assert bounds[-1] == 10.0
+    ratios = bounds[1:] / bounds[:-1]
+    assert ratios.min() > 1.0
+    assert ratios.max() < 1.7
+
+
+def test_openmetrics_has_exemplars_and_parses() -> None:
+    """Who asks for OpenMetrics gets text that its parser takes, with an event in the bucket."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    fill(metrics, instruments=3)
+    event = replace(named(1), event_id="0123456789abcdef" * 2)
+    metrics.observe_latency(0.004, event)
+    encoder, kind = choose_encoder(
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;q=0.5"
+    )
+    assert kind.startswith("application/openmetrics-text")
+    text = encoder(registry).decode()
+    assert text.endswith("# EOF\n")
+    families = {family.name: family for family in openmetrics_families(text)}
+    found = {
+        sample.labels["le"]: sample.exemplar
+        for sample in families["tapewatch_tick_to_event_seconds"].samples
+        if sample.exemplar is not None
+    }
+    assert found["0.005"].labels == {"event_id": "0123456789abcdef"}
+    assert found["0.005"].value == 0.004
+    for exemplar in found.values():
+        assert sum(len(k) + len(v) for k, v in exemplar.labels.items()) <= 128
+    table = families["tapewatch_open_episode_severity"].samples
+    assert {s.labels["symbol"] for s in table} == {f'S{i}"\n\\' for i in range(3)}
+
+
+def test_classic_format_is_the_default_and_has_no_exemplars() -> None:
+    """Who does not ask for OpenMetrics gets what every scraper reads."""
+    registry = CollectorRegistry()
+    fill(Metrics(registry), instruments=3)
+    encoder, kind = choose_encoder("*/*")
+    assert kind.startswith("text/plain")
+    text = encoder(registry).decode()
+    assert "event_id" not in text
+    assert not re.search(r"_created[ {]", text)
+    assert "tapewatch_tick_to_event_seconds_bucket" in text
+
+
+@pytest.mark.parametrize(
+    ("created", "seconds"),
+    [
+        ("1970-01-02T00:00:00+00:00", 86_400.0),
+        ("1970-01-02T00:00:00Z", 86_400.0),
+        ("1970-01-02T00:00:00", 86_400.0),
+        ("1970-01-02T02:00:00+02:00", 86_400.0),
+        ("last week", None),
+    ],
+)
+def test_model_in_force(created: str, seconds: float | None) -> None:
+    """Its times are told in seconds since the epoch; a creation that is no time is not told."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def tell(peaks: object, version: str) -> None:
+        metrics.observe_model(
+            version=version,
+            model_hash="h",
+            device="cpu",
+            created=created,
+            loaded_s=5.0,
+            thresholds=cast("Any", SimpleNamespace(peaks=peaks)),
+        )
+
+    tell(SimpleNamespace(asked="budget", value=6.0), "1")
+    value = registry.get_sample_value
+    assert value("tapewatch_model_created_timestamp_seconds") == seconds
+    assert value("tapewatch_model_loaded_timestamp_seconds") == 5.0
+    assert value("tapewatch_alarms_asked_per_hour") == 6.0
+    tell(SimpleNamespace(asked="risk", value=1e-4), "2")
+    assert value("tapewatch_alarms_asked_per_hour") is None
+    tell(None, "3")
+    assert value("tapewatch_alarms_asked_per_hour") is None
+    assert [s.labels["version"] for s in metrics.model.collect()[0].samples] == ["3"]
 
 
 def test_drift_is_told_of_few_features_and_only_what_is_known() -> None:
@@ -103,46 +289,3 @@ def test_released_partition_leaves_no_series() -> None:
     assert registry.get_sample_value("tapewatch_instruments", {"partition": "1"}) == 6
     counted = registry.get_sample_value("tapewatch_instrument_evictions_total", {"partition": "0"})
     assert counted == 3
-
-
-def test_port_answers_its_three_paths() -> None:
-    """Metrics, health and readiness answer on one port with the right status."""
-    registry = CollectorRegistry()
-    Metrics(registry)
-    state = {"ready": False}
-    server = HttpServer(
-        "127.0.0.1",
-        0,
-        registry,
-        lambda: (True, "alive"),
-        lambda: (state["ready"], "waiting for Kafka"),
-    )
-    base = server.url.removesuffix("/metrics")
-
-    def status(path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(base + path, timeout=10) as answer:  # noqa: S310
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    try:
-        assert status("/metrics")[0] == 200
-        assert status("/healthz") == (200, "alive\n")
-        assert status("/readyz") == (503, "waiting for Kafka\n")
-        state["ready"] = True
-        assert status("/readyz")[0] == 200
-        assert status("/other")[0] == 404
-    finally:
-        server.close()
-
-
-def test_taken_port_is_an_error() -> None:
-    """A second server on the same port fails at once instead of hiding the first."""
-    registry = CollectorRegistry()
-    first = HttpServer("127.0.0.1", 0, registry, lambda: (True, ""), lambda: (True, ""))
-    try:
-        with pytest.raises(OSError, match="in use"):
-            HttpServer("127.0.0.1", first.port, registry, lambda: (True, ""), lambda: (True, ""))
-    finally:
-        first.close()

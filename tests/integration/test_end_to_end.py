@@ -26,7 +26,14 @@ from detector.symbols import SymbolMap
 from detector.wire import encode_dbn, make_decoder
 from tests.conftest import TopicFactory
 from tests.integration.kafka_reading import committed_and_end, produce_all, read_topic
-from tests.running import RunningDaemon, Tape, plain_environment, tapewatch, wait_until
+from tests.running import (
+    LIVE_S,
+    RunningDaemon,
+    Tape,
+    plain_environment,
+    tapewatch,
+    wait_until,
+)
 
 StartDaemon = Callable[[str], RunningDaemon]
 PARTITIONS = 3
@@ -154,7 +161,19 @@ def test_replayed_file_leads_to_the_offline_events(
     )
     assert n_events == len(want)
     assert daemon.metric("tapewatch_tick_to_event_seconds_count") == len(want)
+    assert_clients_and_time_are_told(daemon)
     assert daemon.terminate() == 0, daemon.log
+
+
+def assert_clients_and_time_are_told(daemon: RunningDaemon) -> None:
+    """Both clients have told of themselves; six instruments were scored for 150 s at most."""
+    brokers, round_trip = "tapewatch_kafka_brokers_up", "tapewatch_kafka_round_trip_seconds"
+    wait_until(lambda: daemon.metric(brokers, client="consumer") == 1, daemon)
+    wait_until(lambda: daemon.metric(brokers, client="producer") == 1, daemon)
+    wait_until(lambda: daemon.metric(round_trip, client="consumer", quantile="0.99") > 0, daemon)
+    assert daemon.metric("tapewatch_kafka_rebalances_total") >= 1
+    most = 6 * LIVE_S / 3600
+    assert 0.5 * most < daemon.metric("tapewatch_instrument_hours_total") <= most
 
 
 def test_thresholds_that_adapt_lead_to_the_offline_events(
