@@ -145,7 +145,8 @@ class Tails:
     def parts(self, decades: Float64) -> Float64:
         """`(m, F)` float64: what each feature adds to T, from its `decades`."""
         member = self.memberships()
-        sums = decades @ member.T
+        # Row by row: what a matrix product adds up in which order depends on the number of rows.
+        sums = np.stack([(decades * group).sum(axis=1) for group in member], axis=1)
         rate = np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0)
         return decades * (rate @ member) * self.share
 

@@ -334,6 +334,19 @@ def test_explanation_names_the_feature_that_was_moved(model: TwoStageModel) -> N
         assert np.mean(rank == 0) > 0.9
 
 
+def test_explanation_depends_on_no_other_row() -> None:
+    """Rows explained one by one, by fives and all together have the same shares to the last bit."""
+    model = random_model(129)
+    scorer, block = TwoStageScorer(model, "cpu"), rows_for(model, 40)
+    together = scorer.explain(block.values, block.keys).share
+    for size in (1, 5):
+        parts = [
+            scorer.explain(block.values[a : a + size], block.keys[a : a + size]).share
+            for a in range(0, 40, size)
+        ]
+        assert np.concatenate(parts).tobytes() == together.tobytes()
+
+
 def test_explanation_is_that_of_the_oracle(model: TwoStageModel) -> None:
     """What was expected is the members' mean; shares divide stage 1's part and the tails."""
     block = rows_for(model, 40)
