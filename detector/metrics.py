@@ -11,6 +11,7 @@ import math
 import platform
 import threading
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from detector import __version__
 from detector.drift import MOVED, Drift
 from detector.events import PHASES, SEVERITIES
 from detector.naming import TYPES
+from detector.thresholds import Thresholds
 from detector.ticks import DROPPED, Quality
 from detector.wire import REASONS
 
@@ -297,7 +299,19 @@ class Metrics:
         self.ready = Gauge(
             "tapewatch_ready", "1 while /readyz says ready, else 0.", registry=registry
         )
-        self.model = Info("tapewatch_model", "The model in force.", registry=registry)
+        self._register_model(registry)
+        self.model_swaps = Counter(
+            "tapewatch_model_swaps",
+            "New models that appeared while running, by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.model_from_offset = PresentGauge(
+            "tapewatch_model_from_offset",
+            "Offset from which the model in force scores, by partition.",
+            "partition",
+        )
+        registry.register(self.model_from_offset)
         Info("tapewatch_build", "This program.", registry=registry).info(
             {"version": __version__, "python": platform.python_version()}
         )
@@ -311,6 +325,42 @@ class Metrics:
             self.dropped.labels(reason).inc(n)
         for flag, n in flagged.items():
             self.flagged.labels(flag).inc(n)
+
+    def observe_model(
+        self,
+        *,
+        version: str,
+        model_hash: str,
+        device: str,
+        created: str,
+        loaded_s: float,
+        thresholds: Thresholds,
+    ) -> None:
+        """Tell of the model put in force.
+
+        Parameters
+        ----------
+        version, model_hash, device
+            What it is, and where it scores.
+        created
+            When it was trained, as ISO 8601; a time without a zone is UTC.
+        loaded_s
+            When it was put in force, in seconds since the epoch.
+        thresholds
+            Its thresholds.
+        """
+        self.model.info({"version": version, "hash": model_hash, "device": device})
+        try:
+            when = datetime.fromisoformat(created)
+        except ValueError:  # the manifest takes any text there
+            self.model_created.set({})
+        else:
+            when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+            self.model_created.set({"": when.timestamp()})
+        self.model_loaded.set({"": loaded_s})
+        peaks = thresholds.peaks
+        budgeted = peaks is not None and peaks.asked == "budget"
+        self.alarms_asked.set({"": peaks.value} if peaks is not None and budgeted else {})
 
     def observe_drift(self, drift: Drift | None) -> None:
         """Tell how far what is scored has moved from the training, as far as it is known."""
@@ -352,6 +402,24 @@ class Metrics:
             for gauge in (self.instruments, self.open_episodes, self.lag):
                 gauge.labels(str(partition))
 
+    def _register_model(self, registry: CollectorRegistry) -> None:
+        self.model = Info("tapewatch_model", "The model in force.", registry=registry)
+        self.alarms_asked = PresentGauge(
+            "tapewatch_alarms_asked_per_hour",
+            "Alarms an instrument-hour that the model's thresholds are for; none where they are "
+            "for a quantile or a risk.",
+        )
+        self.model_created = PresentGauge(
+            "tapewatch_model_created_timestamp_seconds",
+            "When the model in force was trained, in seconds since the epoch.",
+        )
+        self.model_loaded = PresentGauge(
+            "tapewatch_model_loaded_timestamp_seconds",
+            "When the model in force was put in force, in seconds since the epoch.",
+        )
+        for gauge in (self.alarms_asked, self.model_created, self.model_loaded):
+            registry.register(gauge)
+
     def _preset_labels(self) -> None:
         """Show every series of a fixed set from the start, so that a rate sees its first rise."""
         for quality in Quality:
@@ -370,3 +438,5 @@ class Metrics:
             self.stage.labels(stage)
         for kind in ("assigned", "revoked", "lost"):
             self.rebalances.labels(kind)
+        for outcome in ("done", "refused"):
+            self.model_swaps.labels(outcome)
