@@ -146,9 +146,10 @@ class Tails:
         """`(m, F)` float64: what each feature adds to T, from its `decades`."""
         member = self.memberships()
         # Row by row: what a matrix product adds up in which order depends on the number of rows.
-        sums = np.stack([(decades * group).sum(axis=1) for group in member], axis=1)
+        sums: Float64 = np.stack([(decades * group).sum(axis=1) for group in member], axis=1)
         rate = np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0)
-        return decades * (rate @ member) * self.share
+        found: Float64 = decades * (rate @ member) * self.share
+        return found
 
     @property
     def share(self) -> float:

@@ -97,7 +97,7 @@ class ModelReplay:
                 raise RefusedError(
                     f"from offset {change.next_offset} of partition {change.partition} on, model "
                     f"{change.version} with hash {change.model_hash[:12]} was in force; give its "
-                    "folder, too"
+                    "folder, too, with --also-model"
                 )
         scorers = self._scorers.values()
         for what, found in (
