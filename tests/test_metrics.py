@@ -63,7 +63,7 @@ def test_no_label_beyond_the_fixed_sets() -> None:
     metrics = Metrics(registry)
     metrics.observe_partitions({0: 5}, {0: 1}, {0: 2}, {0: 9})
     allowed = {"partition", "stage", "type", "reason", "flag", "phase", "severity", "kind", "le"}
-    allowed |= {"version", "python", "hash"}
+    allowed |= {"version", "python", "hash", "outcome"}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
             assert set(sample.labels) <= allowed, sample
