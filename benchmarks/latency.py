@@ -32,7 +32,7 @@ TARGET: Final = 2.0
 TARGET_LOAD: Final = 0.5
 PERCENTILES: Final = (50.0, 99.0, 99.9)
 SATURATE_S: Final = 10.0
-_EPISODES: Final = "[episodes]\nquiet_s = 0.1\nupdate_interval_s = 0.1"
+EPISODES: Final = "[episodes]\nquiet_s = 0.1\nupdate_interval_s = 0.1"
 """Short ones, so that a few ticks in a thousand lead to events and percentiles have enough of them:
 with the usual ones a burst of anomalous ticks is a single episode."""
 _SETTLE_S: Final = 3.0
@@ -42,9 +42,10 @@ _READY_WITHIN_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Latencies of one run, ns, and where their events came from."""
+    """Latencies of one run, when their ticks were to be sent, ns, and the events' places."""
 
     latency_ns: npt.NDArray[np.int64]
+    sent_ns: npt.NDArray[np.int64]
     places: Counter[tuple[int, int]]
     mean_bytes: float
     behind_ms: float
@@ -139,7 +140,7 @@ class Stage:
         """One run against the daemon."""
         topics = self.cluster.topics(PARTITIONS)
         with self._daemon(topics):
-            return self._measure(topics, rate, seed)
+            return self.measure(topics, rate, seed)
 
     def echo_run(self, rate: float, seed: int, like: Run) -> Run:
         """One run against an echo that publishes for the same ticks."""
@@ -153,11 +154,12 @@ class Stage:
         arguments = (self.cluster.bootstrap, topics.ticks, topics.anomalies, file)
         with child(self.work.folder, "benchmarks.echo", *arguments) as echo:
             _wait(lambda: b"ready" in echo.log.read_bytes(), echo.check)
-            run = self._measure(topics, rate, seed)
+            run = self.measure(topics, rate, seed)
             echo.stop()
         return run
 
-    def _measure(self, topics: Topics, rate: float, seed: int) -> Run:
+    def measure(self, topics: Topics, rate: float, seed: int) -> Run:
+        """Send the ticks of a run and read the events; something must be running on the topics."""
         sizes = self.work.sizes
         count = self.ticks_at(rate)
         arguments = self._load(topics, rate, count, seed)
@@ -175,7 +177,11 @@ class Stage:
         if not len(latency):
             raise MeasurementError("no event came: nothing to measure")
         return Run(
-            latency, Counter(reader.places), reader.size / len(sent), facts["most_behind_ms"]
+            latency,
+            sent[counts],
+            Counter(reader.places),
+            reader.size / len(sent),
+            facts["most_behind_ms"],
         )
 
     def _intended(self, topic: str, count: int) -> list[npt.NDArray[np.int64]]:
@@ -202,7 +208,7 @@ class Stage:
     def _daemon(self, topics: Topics) -> AbstractContextManager[Daemon]:
         work = self.work
         where = (work.folder, self.cluster, topics, work.latency_model, work.sizes.instruments)
-        return daemon(*where, more=_EPISODES)
+        return daemon(*where, more=EPISODES)
 
 
 def measure(work: Workload, cluster: Cluster) -> list[Row]:

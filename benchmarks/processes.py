@@ -193,10 +193,15 @@ class Daemon:
     child: Child
     url: str
 
+    def metrics(self) -> bytes:
+        """Return the text of its `/metrics`."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:  # noqa: S310
+            text: bytes = answer.read()
+        return text
+
     def ticks(self) -> int:
         """Ticks it has taken in so far."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:  # noqa: S310
-            found = TICKS.search(answer.read())
+        found = TICKS.search(self.metrics())
         if found is None:
             raise MeasurementError("the daemon's /metrics has no tapewatch_ticks_total")
         return int(float(found[1]))
@@ -239,10 +244,11 @@ def daemon(
     instruments: int,
     until: str = "readyz",
     more: str = "",
+    watch_s: float = 5.0,
 ) -> Iterator[Daemon]:
     """Run the daemon on the topics; given back when it answers at `until`.
 
-    `more` is TOML for the end of its configuration.
+    `more` is TOML for the end of its configuration; every `watch_s` it looks for a new model.
     """
     port = free_ports(1)[0]
     config = folder / f"{topics.anomalies}.toml"
@@ -257,6 +263,7 @@ anomalies = "{topics.anomalies}"
 dead_letters = "{topics.dead_letters}"
 [model]
 path = "{model}"
+watch_s = {watch_s}
 [features]
 max_instruments = {instruments}
 [http]

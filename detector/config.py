@@ -214,6 +214,13 @@ class ModelConfig(_Section):
         description="PEM of an Ed25519 key; only models that it signed are taken "
         "(`tapewatch model sign`).",
     )
+    watch_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=86_400,
+        description="Time between two looks for a new version in the folder, in seconds; it is "
+        "taken at the second look that finds it unchanged. 0: never.",
+    )
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto",
         description="Where ticks are scored: on the GPU where there is one, on the CPU, or on a "

@@ -19,7 +19,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -37,6 +37,8 @@ from detector.kafka import (
 from detector.latents import LatentMessage, latent_messages
 from detector.ledger import Ledger, Ticket
 from detector.metrics import STALE_AFTER_S, Metrics
+from detector.model_changes import LOGGED_AS, ModelChange
+from detector.model_watch import LoadedModel
 from detector.pipeline import Outcome, Pipeline, Prepared
 from detector.ticks import UNDEFINED_TIME, TickBatch
 from detector.wire import Decoder
@@ -100,6 +102,8 @@ class _Work:
     ticket: Ticket
     outcome: Outcome | None = None  # where it was decided already and only has to be published
     latents: Sequence[LatentMessage] = ()
+    changes: Sequence[ModelChange] = ()  # which model scores from here on, where that is new
+    model: LoadedModel | None = None  # to be put in force; such a work carries no ticks
 
 
 @dataclass(slots=True)
@@ -172,6 +176,9 @@ class Daemon:
         self._started = False
         self._winding_down = False
         self._again: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._offered: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
+        self._newest = pipeline.model  # of the work handed on so far; decision may be behind
+        self._in_force: dict[int, ModelChange] = {}
 
     # ---- life ----------------------------------------------------------------------------------
 
@@ -201,6 +208,22 @@ class Daemon:
     def stop(self) -> None:
         """Ask `run` to finish; safe from a signal handler."""
         self._stop.set()
+
+    def offer(self, model: LoadedModel) -> None:
+        """Put a model in force between two micro-batches, soon; from any thread.
+
+        Of several offered meanwhile the latest counts.
+        """
+        self._offered.put(model)
+
+    def refuse(self, reason: str) -> None:
+        """Tell that a new model cannot be used, and that the present one goes on."""
+        self._metrics.model_swaps.labels("refused").inc()
+        _log.error("model refused, the one in force goes on", reason=reason)
+
+    def models_in_force(self) -> list[ModelChange]:
+        """Return for each partition which model scores it, and from which offset on."""
+        return sorted(self._in_force.copy().values())
 
     def healthy(self) -> tuple[bool, str]:
         """Whether the loop is alive: it came round within the last 30 seconds."""
@@ -275,6 +298,7 @@ class Daemon:
     def _intake(self) -> None:
         self._beat = time.monotonic()
         self._publish_again()
+        self._take_offered()
         settings = self._settings
         most = max(1, int(settings.max_batch_size / self._ticks_per_message))
         fetched = self._consumer.fetch(most, settings.max_delay_s)
@@ -288,16 +312,54 @@ class Daemon:
             self._commit(wait=False)
             self._observe_partitions()
 
+    def _take_offered(self) -> None:
+        """Hand on the latest model offered, if any: what is taken in from here on is scored by it.
+
+        It goes the way of a micro-batch, behind those taken in before.
+        """
+        offered: LoadedModel | None = None
+        while not self._offered.empty():
+            offered = self._offered.get()
+        if offered is None or offered.scorer.model_hash == self._newest[1]:
+            return
+        self._newest = offered.scorer.version, offered.scorer.model_hash
+        positions = self._assigned.positions
+        self._hand_on(
+            _Work(
+                prepared=[],
+                rejected=[],
+                messages={},
+                generations=self._generations(positions),
+                ticket=self._ledger.open({}),
+                changes=[self._from(p, offset) for p, offset in sorted(positions.items())],
+                model=offered,
+            )
+        )
+
+    def _from(self, partition: int, offset: int) -> ModelChange:
+        version, model_hash = self._newest
+        return ModelChange(partition, offset, model_hash, version)
+
+    def _generations(self, partitions: Iterable[int]) -> dict[int, int]:
+        return {p: self._assigned.generations.get(p, 0) for p in partitions}
+
     def _take_in(self, fetched: list[PartitionMessages]) -> _Work:
         """Decode every partition's messages and advance its features."""
         positions = {part.partition: int(part.offsets[-1]) + 1 for part in fetched}
-        self._assigned.positions.update(positions)
+        known = self._assigned.positions
+        changes = [
+            self._from(part.partition, int(part.offsets[0]))
+            for part in fetched
+            if part.partition not in known
+        ]
+        known.update(positions)
         work = _Work(
             prepared=[],
             rejected=[],
             messages={part.partition: part for part in fetched},
-            generations={p: self._assigned.generations.get(p, 0) for p in positions},
+            generations=self._generations(positions),
             ticket=self._ledger.open(positions),
+            changes=changes,
         )
         metrics, began = self._metrics, time.perf_counter()
         decode_s = features_s = 0.0
@@ -400,6 +462,9 @@ class Daemon:
             pipeline.open_episodes(),
             self._consumer.lag(self._assigned.positions),
         )
+        self._metrics.model_from_offset.set(
+            {str(change.partition): change.next_offset for change in self.models_in_force()}
+        )
         if self._beat >= self._drift_due:
             drift = pipeline.drift()
             self._metrics.observe_drift(drift)
@@ -460,6 +525,7 @@ class Daemon:
             self._assigned.generations[partition] = generation + 1
             self._assigned.positions.pop(partition, None)
             self._tracked.pop(partition, None)
+            self._in_force.pop(partition, None)
             self._pipeline.release(partition)
         self._metrics.open_table.forget(partitions)
         gone = set(partitions)
@@ -480,13 +546,20 @@ class Daemon:
             self._fail(error)
 
     def _decide(self, work: _Work) -> None:
-        """Score and decide one micro-batch."""
+        """Score and decide one micro-batch, or put another model in force."""
         generations = self._assigned.generations
-        ours = [
-            part
-            for part in work.prepared
-            if work.generations[part.batch.partition] == generations.get(part.batch.partition, 0)
-        ]
+
+        def still_ours(partition: int) -> bool:
+            return work.generations[partition] == generations.get(partition, 0)
+
+        changes = [change for change in work.changes if still_ours(change.partition)]
+        if work.model is not None:
+            self._change_model(work, work.model, changes)
+            work.model = None  # the work may be kept for a while, the model must not
+        self._record(changes)
+        if work.outcome is not None:
+            return
+        ours = [part for part in work.prepared if still_ours(part.batch.partition)]
         began = time.perf_counter()
         outcome = work.outcome = self._pipeline.finish(ours) if ours else None
         if outcome is not None and self._settings.latents is not None:
@@ -498,6 +571,38 @@ class Daemon:
                 )
             ]
         self._metrics.stage.labels("scoring").observe(time.perf_counter() - began)
+
+    def _change_model(
+        self, work: _Work, model: LoadedModel, changes: Sequence[ModelChange]
+    ) -> None:
+        """Let another model score from here on; the old one's episodes close."""
+        scorer, old = model.scorer, self._pipeline.model
+        next_offsets = {change.partition: change.next_offset for change in changes}
+        closed = self._pipeline.change_model(scorer, next_offsets)
+        work.outcome = Outcome(closed, (), (), {}, {})
+        self._metrics.observe_model(
+            version=scorer.version,
+            model_hash=scorer.model_hash,
+            device=scorer.device,
+            created=model.created,
+            loaded_s=time.time(),
+            thresholds=scorer.thresholds,
+        )
+        self._metrics.model_swaps.labels("done").inc()
+        _log.info(
+            "model swapped",
+            model=scorer.version,
+            model_hash=scorer.model_hash,
+            before=old[0],
+            before_hash=old[1],
+            episodes_closed=len(closed),
+        )
+
+    def _record(self, changes: Sequence[ModelChange]) -> None:
+        """Record from which offsets which model scores; `tapewatch score --changes` reads it."""
+        for change in changes:
+            self._in_force[change.partition] = change
+            _log.info(LOGGED_AS, **change.to_dict())
 
     def _publish(self, work: _Work) -> None:
         """Publish what a decided micro-batch led to, and settle its ticket."""
@@ -581,7 +686,9 @@ class Daemon:
 
     def _latency_start(self, work: _Work, event: AnomalyEvent) -> float | None:
         """Where the tick-to-event latency of an event starts, in seconds since the epoch."""
-        part = work.messages[event.source.partition]
+        part = work.messages.get(event.source.partition)
+        if part is None:  # no tick caused it: another model took over
+            return None
         if not self._settings.latency_from_recv:
             timestamp_ms = part.timestamp_ms(event.source.offset)
             return None if timestamp_ms is None else timestamp_ms / 1e3

@@ -136,6 +136,7 @@ class DriftBook:
 
     def __init__(self, reference: DriftReference, spec: DriftSpec) -> None:
         tables = reference.normaliser
+        self.reference = reference
         self._spec = spec
         self._centre = np.ascontiguousarray(tables.centre)
         self._inverse = 1.0 / np.ascontiguousarray(tables.scale)

@@ -24,12 +24,13 @@ from detector.ticks import NS_PER_S, Quality
 
 Phase = Literal["open", "update", "close"]
 Severity = Literal["minor", "major", "critical"]
-CloseReason = Literal["quiet", "silent", "evicted"]
+CloseReason = Literal["quiet", "silent", "evicted", "model"]
 RaisedBy = Literal["values", "combination"]
 
 PHASES: Final[tuple[Phase, ...]] = ("open", "update", "close")
 SEVERITIES: Final[tuple[Severity, ...]] = ("minor", "major", "critical")
-CLOSE_REASONS: Final[tuple[CloseReason, ...]] = ("quiet", "silent", "evicted")
+CLOSE_REASONS: Final[tuple[CloseReason, ...]] = ("quiet", "silent", "evicted", "model")
+"""The first three are the kernel's; "model": another model scores the partition from here on."""
 TOP_FEATURES: Final = 5
 MAJOR_FROM: Final = 2.0
 CRITICAL_FROM: Final = 4.0
@@ -186,9 +187,9 @@ class AnomalyEvent:
 class Transition:
     """What the episode kernel found: a phase of one episode, before it is explained.
 
-    `row` is the batch row of the tick that caused it. `peak_row` is the row of the episode's
-    highest score, or -1 when that tick came in an earlier batch. `evidence` is the sum over the
-    alarms so far of what each says about the episode.
+    `row` is the batch row of the tick that caused it, -1 where none did. `peak_row` is the row of
+    the episode's highest score, or -1 when that tick came in an earlier batch. `evidence` is the
+    sum over the alarms so far of what each says about the episode.
     """
 
     phase: Phase
@@ -272,16 +273,9 @@ class EpisodeBook:
         self._policy = policy
         self._places = np.full(slots, k.CLOSED, np.int32)
         self._partition = np.array([np.iinfo(np.int64).min, k.NEVER, 0], np.int64)
-        self._state = np.zeros((0, k.STATE_COLUMNS), np.int64)
-        self._peak = np.zeros((0, k.PEAK_COLUMNS), np.float64)
-        self._sums = np.zeros((0, evidence), np.float64)
-        self._open_slots = np.zeros(0, np.int32)
-        self._free = np.zeros(0, np.int32)
         # What an open episode's peak was: indices of features, then value, expected, share of each.
         self._explained: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]] = {}
-        self._transitions = np.zeros((_BUFFER_ROWS, k.TRANSITION_COLUMNS), np.int64)
-        self._peaks = np.zeros((_BUFFER_ROWS, k.PEAK_COLUMNS), np.float64)
-        self._told_sums = np.zeros((_BUFFER_ROWS, evidence), np.float64)
+        self._clear(evidence)
 
     @property
     def open_episodes(self) -> int:
@@ -354,6 +348,42 @@ class EpisodeBook:
         """Return what `remember` kept for the slot, as `(index, values)`."""
         return self._explained[slot]
 
+    def start_over(self, evidence: int) -> list[Transition]:
+        """Close every open episode because another model takes over; between two batches only.
+
+        Afterwards the book is as new, with alarms of `evidence` numbers each, but for the
+        partition's watermark, which follows from the ticks alone. What `remember` kept for the
+        closed ones can be had until the next `step`. In order of opening.
+        """
+        slots = self._open_slots[: self.open_episodes].copy()
+        places = self._places[slots]
+        self._state[places, k.PEAK_ROW] = -1
+        found = [
+            _transition("close", "model", -1, slot, state, peak, sums)
+            for slot, state, peak, sums in zip(
+                slots.tolist(),
+                self._state[places].tolist(),
+                self._peak[places].tolist(),
+                self._sums[places].copy(),
+                strict=True,
+            )
+        ]
+        self._places[slots] = k.CLOSED
+        self._partition[[k.NEXT_DEADLINE, k.OPEN_COUNT]] = k.NEVER, 0
+        self._clear(evidence)
+        return found
+
+    def _clear(self, evidence: int) -> None:
+        """Give the book no room for open episodes yet, and buffers for transitions."""
+        self._state = np.zeros((0, k.STATE_COLUMNS), np.int64)
+        self._peak = np.zeros((0, k.PEAK_COLUMNS), np.float64)
+        self._sums = np.zeros((0, evidence), np.float64)
+        self._open_slots = np.zeros(0, np.int32)
+        self._free = np.zeros(0, np.int32)
+        self._transitions = np.zeros((_BUFFER_ROWS, k.TRANSITION_COLUMNS), np.int64)
+        self._peaks = np.zeros((_BUFFER_ROWS, k.PEAK_COLUMNS), np.float64)
+        self._told_sums = np.zeros((_BUFFER_ROWS, evidence), np.float64)
+
     def _age_peaks(self) -> None:
         """Peaks of the last batch become peaks of an earlier one; closed ones are forgotten."""
         open_slots = self._open_slots[: self.open_episodes]
@@ -388,20 +418,41 @@ class EpisodeBook:
             self._told_sums[:count].copy(),
             strict=True,
         ):
-            state = t[k.STATE :]
-            yield Transition(
-                phase=PHASES[t[k.KIND]],
-                reason=CLOSE_REASONS[t[k.REASON]],
-                row=t[k.ROW],
-                slot=t[k.SLOT],
-                key=state[k.KEY],
-                ts_start=state[k.START_TS],
-                ts_alive=state[k.ALIVE_TS],
-                open_offset=state[k.OPEN_OFFSET],
-                open_index=state[k.OPEN_INDEX],
-                ticks=state[k.TICKS],
-                alarms=state[k.ALARMS],
-                peak_row=state[k.PEAK_ROW],
-                peak=tuple(peak),
-                evidence=evidence,
+            yield _transition(
+                PHASES[t[k.KIND]],
+                CLOSE_REASONS[t[k.REASON]],
+                t[k.ROW],
+                t[k.SLOT],
+                t[k.STATE :],
+                peak,
+                evidence,
             )
+
+
+def _transition(
+    phase: Phase,
+    reason: CloseReason,
+    row: int,
+    slot: int,
+    state: list[int],
+    peak: list[float],
+    evidence: npt.NDArray[np.float64],
+) -> Transition:
+    """Make a transition of a row of the integer and one of the floating state."""
+    score, threshold, stage1, stage2, tail, alone = peak
+    return Transition(
+        phase=phase,
+        reason=reason,
+        row=row,
+        slot=slot,
+        key=state[k.KEY],
+        ts_start=state[k.START_TS],
+        ts_alive=state[k.ALIVE_TS],
+        open_offset=state[k.OPEN_OFFSET],
+        open_index=state[k.OPEN_INDEX],
+        ticks=state[k.TICKS],
+        alarms=state[k.ALARMS],
+        peak_row=state[k.PEAK_ROW],
+        peak=(score, threshold, stage1, stage2, tail, alone),
+        evidence=evidence,
+    )

@@ -340,6 +340,18 @@ class Metrics:
         )
         for gauge in (self.alarms_asked, self.model_created, self.model_loaded):
             registry.register(gauge)
+        self.model_swaps = Counter(
+            "tapewatch_model_swaps",
+            "New models that appeared while running, by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.model_from_offset = PresentGauge(
+            "tapewatch_model_from_offset",
+            "Offset from which the model in force scores, by partition.",
+            "partition",
+        )
+        registry.register(self.model_from_offset)
 
     def _preset_labels(self) -> None:
         """Show every series of a fixed set from the start, so that a rate sees its first rise."""
@@ -359,3 +371,5 @@ class Metrics:
             self.stage.labels(stage)
         for kind in ("assigned", "revoked", "lost"):
             self.rebalances.labels(kind)
+        for outcome in ("done", "refused"):
+            self.model_swaps.labels(outcome)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,8 @@ from detector.artifact import Artifact
 from detector.drift import WHOLE_FILE, Drift
 from detector.errors import RefusedError
 from detector.features import DEFAULT, FeatureBlock, FeatureSpec, vector_spec
+from detector.model_changes import Timeline
+from detector.model_replay import ModelReplay
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.readers import FileFormat, ReaderError, read_files, read_vectors, vector_columns
 from detector.scorer import ScoreBlock, Scorer
@@ -154,6 +156,8 @@ def score_files(
     events: Path | None = None,
     *,
     latent: bool = False,
+    others: Sequence[Artifact] = (),
+    timeline: Timeline | None = None,
 ) -> ScoreSummary:
     """Score files through the pipeline and write one row per tick to a Parquet file.
 
@@ -176,11 +180,18 @@ def score_files(
         File for the events too, one JSON object a line; `ts_detected` is 0, nobody waited for them.
     latent
         Whether to write the latent too.
+    others, timeline
+        Which model scores from which offset on, and the models beside `artifact` that it names.
+
+    Raises
+    ------
+    RefusedError
+        The files or the models cannot be used.
     """
-    symbols, scorer = SymbolMap(), Scorer(artifact)
+    symbols = SymbolMap()
     spec = replace(pipeline_spec or PipelineSpec(), latent=latent)
-    pipeline = Pipeline(artifact.features, scorer, spec, symbols)
-    schema = score_schema(scorer.latent_width if latent else 0)
+    models = ModelReplay([artifact, *others], timeline or Timeline([]), spec, symbols)
+    schema = score_schema(models.latent_width if latent else 0)
     rows: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {"events": Counter(), "dropped": Counter()}
     with contextlib.ExitStack() as stack:
@@ -189,19 +200,18 @@ def score_files(
         lines = None
         if events is not None:
             lines = stack.enter_context(stack.enter_context(staged(events, "--events")).open("wb"))
-        for batch in files.batches(artifact.features):
-            outcome = pipeline.process(batch)
-            block, scores = outcome.blocks[0], outcome.scores[0]
-            writer.write_table(_table(block, scores, symbols, schema))
+        for outcome in models.outcomes(files.batches(artifact.features)):
             if lines is not None:
                 lines.writelines(event.to_json(0) + b"\n" for event in outcome.events)
-            rows["rows"] += len(block)
-            rows["ready"] += int(np.count_nonzero(block.ready))
-            rows["anomalies"] += int(np.count_nonzero(scores.anomaly))
             counts["events"].update(event.phase for event in outcome.events)
             counts["dropped"].update(outcome.dropped)
-            if tell is not None:
-                tell(len(block))
+            for block, scores in zip(outcome.blocks, outcome.scores, strict=True):
+                writer.write_table(_table(block, scores, symbols, schema))
+                rows["rows"] += len(block)
+                rows["ready"] += int(np.count_nonzero(block.ready))
+                rows["anomalies"] += int(np.count_nonzero(scores.anomaly))
+                if tell is not None:
+                    tell(len(block))
     return ScoreSummary(
         rows["rows"],
         rows["ready"],

@@ -191,9 +191,59 @@ class Pipeline:
         self._drift.pop(partition, None)
         self._trading.pop(partition, None)
 
+    def change_model(
+        self, scorer: Scorer, next_offsets: Mapping[int, int]
+    ) -> tuple[AnomalyEvent, ...]:
+        """Let another model score what comes next, in all partitions; between two `finish` only.
+
+        Open episodes close with the reason "model", as the old model measured and names them.
+        Thresholds start from the new model's priors, drift from its reference. Windows stay: both
+        models have the same features. Nothing of the old model is kept.
+
+        Parameters
+        ----------
+        scorer
+            The new model, warmed.
+        next_offsets
+            Of each partition, the offset from which the new model scores: the place of the events.
+
+        Returns
+        -------
+        closed
+            The closing events, in order of partition, then of opening.
+
+        Raises
+        ------
+        ValueError
+            The new model has other features.
+        """
+        if scorer.fingerprint != self._features.fingerprint:
+            raise ValueError(
+                f"model {scorer.version} has features {scorer.fingerprint[:12]}, the windows are "
+                f"those of {self._features.fingerprint[:12]}"
+            )
+        width = 0 if scorer.head is None else scorer.head.width
+        closed: list[AnomalyEvent] = []
+        for partition, book in sorted(self._books.items()):
+            transitions = book.start_over(width)
+            if partition in next_offsets:
+                source = Source(self._spec.topic, partition, next_offsets[partition], 0)
+                closed += [self._told(t, source, book.remembered(t.slot)) for t in transitions]
+        self._scorer = scorer
+        self._adapt = self._spec.adapt and scorer.thresholds.adaptive
+        self._thresholds = {}
+        self._drift = {}
+        self.symbols.learn(scorer.symbols)
+        return tuple(closed)
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """Version and hash of the model in force."""
+        return self._scorer.version, self._scorer.model_hash
+
     @property
     def model_hash(self) -> str:
-        """SHA-256 of the model's manifest, in hex."""
+        """SHA-256 of the manifest of the model in force, in hex."""
         return self._scorer.model_hash
 
     def tracked_instruments(self) -> dict[int, int]:
@@ -219,10 +269,12 @@ class Pipeline:
         books = list(self._drift.values())  # at once: another thread may add one
         if spec is None or not books:
             return None
+        # Of the books, not of the scorer: that may be another one by now.
+        reference = books[0].reference
         counts = [book.counts() for book in books]
         found = sum(counts[1:], start=counts[0])
         enough = found.visits.sum() >= spec.least_rows
-        return drift_of(self._scorer.reference, found) if enough else None
+        return drift_of(reference, found) if enough else None
 
     def _bank(self, partition: int) -> FeatureBank:
         if partition not in self._banks:
@@ -358,16 +410,41 @@ class Pipeline:
         explained: Mapping[int, Reasons],
         book: EpisodeBook,
     ) -> AnomalyEvent:
-        row, topic = transition.row, self._spec.topic
-        source = Source(topic, batch.partition, int(batch.offsets[row]), int(batch.indices[row]))
-        episode = episode_id(
-            topic, batch.partition, transition.key, transition.open_offset, transition.open_index
+        row, about = transition.row, _row_of(transition)
+        source = Source(
+            self._spec.topic, batch.partition, int(batch.offsets[row]), int(batch.indices[row])
         )
-        about = _row_of(transition)
-        top, values = explained[about] if about >= 0 else book.remembered(transition.slot)
-        closing = transition.phase == "close"
-        measured = transition.peak if closing else tuple(measures[:, row].tolist())
-        score, threshold, stage1, stage2, tail, alone = measured
+        reasons = explained[about] if about >= 0 else book.remembered(transition.slot)
+        if transition.phase == "close":
+            return self._told(transition, source, reasons)
+        return self._told(
+            transition,
+            source,
+            reasons,
+            int(block.ts[row]),
+            measures[:, row].tolist(),
+            flag_labels(int(block.quality[row])),
+        )
+
+    def _told(
+        self,
+        transition: Transition,
+        source: Source,
+        reasons: Reasons,
+        ts_event: int | None = None,
+        measured: Sequence[float] | None = None,
+        flags: tuple[str, ...] = (),
+    ) -> AnomalyEvent:
+        """Make an event; without time and measures of a tick, of the episode's peak."""
+        episode = episode_id(
+            source.topic,
+            source.partition,
+            transition.key,
+            transition.open_offset,
+            transition.open_index,
+        )
+        top, values = reasons
+        score, threshold, stage1, stage2, tail, alone = measured or transition.peak
         severity = self._scorer.model.combination.severity(score, threshold, tail)
         without = self._scorer.without_stage2(transition.key, stage1, tail, alone)
         publisher, instrument = split_key(transition.key)
@@ -378,7 +455,7 @@ class Pipeline:
             symbol=self.symbols.name(transition.key),
             publisher_id=publisher,
             instrument_id=instrument,
-            ts_event=transition.ts_alive if closing else int(block.ts[row]),
+            ts_event=transition.ts_alive if ts_event is None else ts_event,
             score=score,
             threshold=threshold,
             severity=severity_of(severity),
@@ -391,10 +468,10 @@ class Pipeline:
                 TopFeature(self._features.names[i], *facts)
                 for i, facts in zip(top.tolist(), values.tolist(), strict=True)
             ),
-            flags=() if closing else flag_labels(int(block.quality[row])),
-            model=(self._scorer.version, self._scorer.model_hash),
+            flags=flags,
+            model=self.model,
             source=source,
-            summary=_summary(transition) if closing else None,
+            summary=_summary(transition) if transition.phase == "close" else None,
             name=self._name(transition),
         )
 

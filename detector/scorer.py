@@ -278,6 +278,8 @@ class Scorer:
         self.head = artifact.head
         self.version = artifact.version
         self.model_hash = artifact.model_hash
+        self.fingerprint = artifact.features.fingerprint
+        self.symbols = artifact.symbols
 
     @property
     def device(self) -> str:

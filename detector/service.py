@@ -6,6 +6,7 @@ that could not be scored; the HTTP port answers from the start and says what is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from prometheus_client import (
     CollectorRegistry,
 )
 
-from detector.artifact import Artifact, read_artifact
+from detector.artifact import Artifact, ArtifactError, read_artifact
 from detector.compiled import gpu_memory_bytes
 from detector.config import Config, ConfigError
 from detector.daemon import Daemon, Observer, Settings
@@ -31,6 +32,7 @@ from detector.endpoints import HttpServer
 from detector.features import FeatureSpec
 from detector.kafka import Connection, Publisher, TickConsumer
 from detector.metrics import Metrics
+from detector.model_watch import LoadedModel, ModelWatch
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
 from detector.symbols import SymbolMap, read_symbol_file
@@ -102,6 +104,26 @@ def warm_up(features: FeatureSpec, scorer: Scorer) -> None:
     Pipeline(features, scorer, spec).process(batch)
 
 
+def load_next(folder: Path, config: Config, features: FeatureSpec) -> LoadedModel:
+    """Read, verify and warm a model that is to follow the one in force.
+
+    Raises
+    ------
+    ArtifactError
+        It cannot be used, or has other features than the windows that are running.
+    """
+    artifact = read_artifact(folder)
+    if artifact.features.fingerprint != features.fingerprint:
+        raise ArtifactError(
+            f"{folder}: model {artifact.version} was trained on features "
+            f"{artifact.features.fingerprint[:12]}, the running windows are "
+            f"{features.fingerprint[:12]}; restart tapewatch to put it in force"
+        )
+    scorer = load_scorer(artifact, config)
+    warm_up(features, scorer)
+    return LoadedModel(scorer, artifact.manifest.created)
+
+
 class Service:
     """The daemon with its HTTP port, from a configuration.
 
@@ -163,6 +185,7 @@ class Service:
             )
             if scorer.device == "gpu":
                 self.metrics.memory.of_gpu = gpu_memory_bytes
+            self._model_hash = scorer.model_hash
             self._daemon = self._build(decoder, scorer, SymbolMap(names))
         except BaseException:
             self.http.close()
@@ -184,8 +207,23 @@ class Service:
         DaemonFailedError
             When Kafka refuses what the daemon needs.
         """
-        if self._daemon is not None and not self._stop.is_set():
+        if self._daemon is None or self._stop.is_set():
+            return
+        with contextlib.ExitStack() as stack:
+            if self._config.model.watch_s > 0:
+                stack.enter_context(self._watch(self._daemon))
             self._daemon.run()
+
+    def _watch(self, daemon: Daemon) -> ModelWatch:
+        config = self._config
+        return ModelWatch(
+            config.model.path,
+            config.model.watch_s,
+            self._model_hash,
+            lambda folder: load_next(folder, config, self.features),
+            daemon.offer,
+            daemon.refuse,
+        )
 
     def stop(self) -> None:
         """Ask for an orderly end; safe from a signal handler."""

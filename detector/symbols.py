@@ -34,6 +34,8 @@ class SymbolMap:
 
     def learn(self, names: Mapping[int, str]) -> None:
         """Take over the names of keys that have none yet."""
+        if names.items() <= self._names.items():  # as those of a model's next version mostly are
+            return
         for key, name in names.items():
             known = self._names.get(key)
             if known is None:

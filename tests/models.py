@@ -133,25 +133,27 @@ def folder_contents(
     seed: int = 0,
     threshold: float = 4.0,
     budget: float | None = None,
+    version: str = "test-model",
+    latent: int = SIZES.latent,
 ) -> dict[str, Any]:
     """Return what `write_artifact` takes beside the folder, for a random model.
 
     With a budget its thresholds follow the alarms they cause.
     """
-    model = random_model(len(spec.names), seed=seed)
+    model = random_model(len(spec.names), seed=seed, latent=latent)
     assert model.rarity is not None
     rows, features = model.normaliser.centre.shape
     thresholds = np.full(rows, threshold)
     thresholds[1] = threshold + 1.0
     manifest = Manifest(
-        version="test-model",
+        version=version,
         created="2024-01-01T00:00:00+00:00",
         libraries={"numpy": np.__version__},
         features=Features(fingerprint=spec.fingerprint, spec=spec.to_dict()),
         architecture=Architecture(
             features=features,
             hidden=SIZES.hidden,
-            latent=SIZES.latent,
+            latent=latent,
             stage2_latent=SIZES.stage2_latent,
             members=SIZES.members,
             clip=CLIP,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -18,6 +20,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
 )
+from structlog.testing import capture_logs
 
 from detector.daemon import Daemon, DaemonFailedError, Settings
 from detector.drift import Drift
@@ -25,6 +28,8 @@ from detector.events import AnomalyEvent, Source
 from detector.kafka import Acknowledge, Health, PartitionMessages
 from detector.latents import LatentMessage
 from detector.metrics import Metrics
+from detector.model_changes import ModelChange
+from detector.model_watch import LoadedModel
 from detector.pipeline import Outcome, Prepared
 from detector.scorer import ScoreBlock
 from detector.symbols import SymbolMap
@@ -175,6 +180,8 @@ class EveryTickIsAnEvent:
         self.finished = 0
         self.scores: tuple[Any, ...] = ()
         self.before_finish: Callable[[], None] = lambda: None
+        self.model = ("old", "0" * 64)
+        self.steps: list[Any] = []  # offsets finished and models changed, in order
 
     def prepare(self, batch: TickBatch) -> Prepared:
         """No features."""
@@ -184,10 +191,17 @@ class EveryTickIsAnEvent:
         """An event a tick."""
         self.before_finish()
         self.finished += 1
+        self.steps += [(p.batch.partition, int(o)) for p in prepared for o in p.batch.offsets]
         events = tuple(
             event_at(p.batch.partition, int(offset)) for p in prepared for offset in p.batch.offsets
         )
         return Outcome(events, (), self.scores, {}, {})
+
+    def change_model(self, scorer: Any, next_offsets: Mapping[int, int]) -> tuple[Any, ...]:
+        """One episode closes in each partition."""
+        self.model = scorer.version, scorer.model_hash
+        self.steps.append((scorer.version, dict(next_offsets)))
+        return tuple(event_at(p, offset) for p, offset in sorted(next_offsets.items()))
 
     def drift(self) -> None:
         """Nothing is known."""
@@ -707,3 +721,164 @@ def test_statistics_of_both_clients_are_told() -> None:
         queue = "tapewatch_kafka_fetch_queue_messages"
         assert rig.value(queue, client="producer") == 4
         assert rig.value("tapewatch_kafka_brokers_up", client="consumer") == 1
+
+
+class NamedScorer:
+    """A model as the daemon sees it, its hash made of one letter."""
+
+    device = "cpu"
+    thresholds = SimpleNamespace(peaks=None)
+
+    def __init__(self, letter: str) -> None:
+        self.version, self.model_hash = letter, letter * 64
+
+
+def model_of(letter: str) -> LoadedModel:
+    """A model that is ready."""
+    return LoadedModel(cast("Any", NamedScorer(letter)), "2024-01-01T00:00:00+00:00")
+
+
+def offering(
+    *models: str, at_fetch: int, script: list[list[PartitionMessages]], sink: Sink | None = None
+) -> Rig:
+    """A daemon that is offered models while it fetches for the n-th time."""
+    rig = Rig(*script, sink=sink)
+
+    def offer(fetch: int) -> None:
+        if fetch == at_fetch:
+            for model in models:
+                rig.daemon.offer(model_of(model))
+
+    rig.consumer.during_fetch = offer
+    return rig
+
+
+def test_a_model_is_put_in_force_between_two_micro_batches() -> None:
+    """What was taken in before is decided by the old model, all that comes by the new one."""
+    script = [[part([b"t"] * 2000, 5)], [part([b"t"] * 3, 2005)], [part([b"t"], 2008)]]
+    with offering("a", at_fetch=2, script=script, sink=with_room()) as rig:
+        until(lambda: rig.consumer.committed == {0: 2009})
+    steps = rig.pipeline.steps
+    at = steps.index(("a", {0: 2008}))
+    assert steps[:at] == [(0, offset) for offset in range(5, 2008)]
+    assert steps[at + 1 :] == [(0, 2008)]
+    assert len(rig.sink.records) == 2005
+    assert rig.error is None
+
+
+def test_a_swap_is_told_and_recorded() -> None:
+    """Information and times of the model change, the offset is told by partition and logged."""
+    script = [[part([b"t"] * 3, 40), part([b"t"], 7, partition=1)]]
+    with capture_logs() as logs, offering("a", at_fetch=5, script=script) as rig:
+        until(lambda: rig.value("tapewatch_model_swaps_total", outcome="done") == 1)
+        until(lambda: rig.value("tapewatch_model_from_offset", partition="0") == 43)
+        assert rig.value("tapewatch_model_from_offset", partition="1") == 8
+        assert rig.value("tapewatch_model_info", version="a", hash="a" * 64, device="cpu") == 1
+        assert rig.value("tapewatch_model_created_timestamp_seconds") == 1_704_067_200
+        assert time.time() - rig.value("tapewatch_model_loaded_timestamp_seconds") < WAIT_S
+        assert rig.daemon.models_in_force() == [
+            ModelChange(0, 43, "a" * 64, "a"),
+            ModelChange(1, 8, "a" * 64, "a"),
+        ]
+        until(lambda: len(rig.sink.records) == 6)
+    recorded = [
+        (line["partition"], line["next_offset"], line["version"])
+        for line in logs
+        if line["event"] == "model in force"
+    ]
+    assert recorded == [(0, 40, "old"), (1, 7, "old"), (0, 43, "a"), (1, 8, "a")]
+    assert [line["before"] for line in logs if line["event"] == "model swapped"] == ["old"]
+
+
+def test_of_models_in_quick_succession_the_last_counts() -> None:
+    """Models that were overtaken before they came into force never do."""
+    with offering("a", "b", at_fetch=2, script=[[part([b"t"] * 3, 0)]]) as rig:
+        until(lambda: rig.value("tapewatch_model_swaps_total", outcome="done") == 1)
+        until(lambda: rig.consumer.fetches > 20)
+    assert [step for step in rig.pipeline.steps if isinstance(step[0], str)] == [("b", {0: 3})]
+
+
+def test_swaps_back_and_forth_each_count() -> None:
+    """A model, another one and the first again: three swaps; the one in force again is none."""
+    rig = Rig()
+    offers = {2: "a", 4: "b", 6: "a", 8: "a"}
+    rig.consumer.during_fetch = lambda n: (
+        rig.daemon.offer(model_of(offers[n])) if n in offers else None
+    )
+    with rig:
+        until(lambda: rig.consumer.fetches > 20)
+        assert rig.value("tapewatch_model_swaps_total", outcome="done") == 3
+    assert rig.pipeline.steps == [("a", {}), ("b", {}), ("a", {})]
+
+
+def test_a_partition_given_up_is_not_recorded_under_the_new_model() -> None:
+    """A swap that is decided after a partition went to another member leaves it out."""
+    script = [[part([b"t"] * 3, 0), part([b"t"] * 2, 0, partition=1)], [part([b"t"] * 2000, 3)]]
+    rig = Rig(*script)
+    gate = threading.Event()
+
+    def act(fetch: int) -> None:
+        if fetch == 2:  # from here on the decision thread is held up
+            rig.pipeline.before_finish = lambda: gate.wait(WAIT_S)
+        if fetch == 3:
+            rig.daemon.offer(model_of("a"))
+        if fetch == 4:
+            rig.daemon.lost([1])
+            gate.set()
+
+    rig.consumer.during_fetch = act
+    with rig:
+        until(lambda: rig.value("tapewatch_model_swaps_total", outcome="done") == 1)
+        assert [c.partition for c in rig.daemon.models_in_force()] == [0]
+    assert ("a", {0: 2003}) in rig.pipeline.steps
+
+
+def test_a_revocation_finishes_the_swap_first() -> None:
+    """A rebalance right behind a swap waits for its closing events and commits what was before."""
+    rig = Rig([part([b"t"] * 2000, 0)])
+
+    def act(fetch: int) -> None:
+        if fetch == 2:
+            rig.daemon.offer(model_of("a"))
+        if fetch == 3:
+            rig.daemon.revoked([0])
+
+    rig.consumer.during_fetch = act
+    with rig:
+        until(lambda: rig.consumer.fetches > 5)
+        assert rig.consumer.committed == {0: 2000}
+        assert rig.pipeline.steps[-1] == ("a", {0: 2000})
+        assert len(rig.sink.records) == 2001
+        assert rig.daemon.models_in_force() == []
+
+
+def test_a_refused_model_is_counted_and_the_old_one_goes_on() -> None:
+    """A refusal stops nothing: it is counted, and ticks are processed as before."""
+    rig = Rig([part([b"t"], 0)], [part([b"t"], 1)])
+    rig.consumer.during_fetch = lambda n: rig.daemon.refuse("broken") if n == 2 else None
+    with capture_logs() as logs, rig:
+        until(lambda: rig.consumer.committed == {0: 2})
+        assert rig.value("tapewatch_model_swaps_total", outcome="refused") == 1
+        assert rig.value("tapewatch_model_swaps_total", outcome="done") == 0
+    told = [line for line in logs if "model refused" in line["event"]]
+    assert [line["reason"] for line in told] == ["broken"]
+
+
+def test_the_daemon_keeps_no_model_that_was_replaced() -> None:
+    """Neither its queues nor its last work hold on to a model that is not in force."""
+    rig = Rig([part([b"t"] * 2000, 0)])
+    kept: list[weakref.ref[Any]] = []
+
+    def act(fetch: int) -> None:
+        if fetch in (2, 6):
+            model = model_of("ab"[fetch == 6])
+            kept.append(weakref.ref(model.scorer))
+            rig.daemon.offer(model)
+            del model
+
+    rig.consumer.during_fetch = act
+    with rig:
+        until(lambda: rig.value("tapewatch_model_swaps_total", outcome="done") == 2)
+        until(lambda: rig.consumer.fetches > 10)
+        assert [reference() for reference in kept] == [None, None]
+    assert rig.error is None

@@ -199,6 +199,13 @@ def score(
     latent: Annotated[
         bool, typer.Option("--latent", help="Also write the latent, as latent_0 and so on.")
     ] = False,
+    changes: Annotated[
+        Path | None,
+        typer.Option(help="A daemon's log: change the model at the offsets at which it did."),
+    ] = None,
+    also_model: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a further model that --changes names.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score files as the daemon would, and write one row per tick to Parquet.
@@ -206,11 +213,18 @@ def score(
     Example: tapewatch score --ticks wednesday.dbn.zst --model model --out scores.parquet
     """
     from detector.artifact import read_artifact  # noqa: PLC0415
+    from detector.model_changes import Timeline, read_changes  # noqa: PLC0415
     from detector.offline import score_files  # noqa: PLC0415
 
     if events is not None and events.resolve() == target.resolve():
         raise RefusedError(f"--events {events}: is the file of --out; give another name")
+    if also_model and changes is None:
+        raise RefusedError(
+            f"--also-model {also_model[0]}: without --changes nothing says where it scores"
+        )
     artifact = read_artifact(model)
+    timeline = None if changes is None else Timeline(read_changes(changes))
+    others = [read_artifact(folder) for folder in also_model or ()]
     columns = ",".join(artifact.features.columns) or None
     files = _files(ticks, more, file_format, columns, symbol, since, until)
     with _bars() as bars:
@@ -222,6 +236,8 @@ def score(
             lambda n: bars.advance(task, n),
             events=events,
             latent=latent,
+            others=others,
+            timeline=timeline,
         )
     if as_json:
         _print_json({"out": str(target), **asdict(done)})

@@ -1,0 +1,33 @@
+"""From a configuration to what runs: the model that is to follow the one in force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detector.artifact import ArtifactError
+from detector.config import Config
+from detector.features import DEFAULT, vector_spec
+from detector.kernels_scoring import score_rows
+from detector.service import load_next
+from tests.models import random_artifact
+
+
+def test_the_next_model_is_ready_and_compiles_nothing(tmp_path: Path) -> None:
+    """A model of other sizes and another normaliser runs the kernels that are compiled already."""
+    random_artifact(tmp_path / "a", version="a")
+    b = random_artifact(tmp_path / "b", version="b", seed=1, latent=4, budget=5.0)
+    load_next(tmp_path / "a", Config(), DEFAULT)
+    compiled = list(score_rows.signatures)
+    loaded = load_next(tmp_path / "b", Config(), DEFAULT)
+    assert (loaded.scorer.version, loaded.scorer.model_hash) == ("b", b.model_hash)
+    assert loaded.created == b.manifest.created
+    assert list(score_rows.signatures) == compiled
+
+
+def test_a_next_model_of_other_features_is_refused(tmp_path: Path) -> None:
+    """The running windows are not those it was trained on; the message says what takes it."""
+    random_artifact(tmp_path / "model", vector_spec(("x", "y")))
+    with pytest.raises(ArtifactError, match=r"running windows are .*; restart tapewatch"):
+        load_next(tmp_path / "model", Config(), DEFAULT)
