@@ -389,6 +389,10 @@ class HttpConfig(_Section):
             password = "" if self.password is None else self.password.get_secret_value()
         return Access(context, Credentials(self.username, password))
 
+    def secrets(self) -> list[str]:
+        """Return what must appear in no message; a password in a file is read where it is used."""
+        return [] if self.password is None else [self.password.get_secret_value()]
+
 
 class LogConfig(_Section):
     """The log on standard error."""
@@ -441,7 +445,7 @@ def load_config(path: Path | None, environment: Mapping[str, str] | None = None)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from None  # the cause would print secrets
     config = _with_secrets(config if path is None else _anchor(config, path.parent))
-    for secret in config.kafka.secrets():
+    for secret in (*config.kafka.secrets(), *config.http.secrets()):
         remember(secret)
     return config
 
