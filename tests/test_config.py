@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from detector.cli import app
 from detector.config import MASK, OWNED_PROPERTIES, Config, ConfigError, load_config
 from detector.errors import RefusedError
+from detector.masking import scrub
 
 
 def load(tmp_path: Path, text: str, environment: dict[str, str] | None = None) -> Config:
@@ -143,3 +144,10 @@ def test_show_prints_what_could_be_loaded_again(tmp_path: Path) -> None:
     assert tomllib.loads(shown)["delivery"] == "at_least_once"
     as_json = CliRunner().invoke(app, ["config", "show", "--json"]).output
     assert json.loads(as_json)["batch"]["max_size"] == Config().batch.max_size
+
+
+def test_the_password_of_metrics_is_kept_out_of_messages() -> None:
+    """Once read, it is masked wherever a message would show it."""
+    given = "zebra-crossing-7"
+    load_config(None, {"TAPEWATCH_HTTP__USERNAME": "a", "TAPEWATCH_HTTP__PASSWORD": given})
+    assert given not in scrub(f"refused: {given}")
