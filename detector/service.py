@@ -112,7 +112,7 @@ def load_next(folder: Path, config: Config, features: FeatureSpec) -> LoadedMode
     ArtifactError
         It cannot be used, or has other features than the windows that are running.
     """
-    artifact = read_artifact(folder)
+    artifact = read_artifact(folder, config.model.public_key)
     if artifact.features.fingerprint != features.fingerprint:
         raise ArtifactError(
             f"{folder}: model {artifact.version} was trained on features "

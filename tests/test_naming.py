@@ -154,7 +154,7 @@ def test_episode_holds_the_evidence_of_its_alarms(
     expected: dict[int, np.ndarray] = {}  # by instrument, of its open episode
     edges = sorted({0, n, *(cut for cut in cuts if cut < n)})
     for a, b in pairwise(edges):
-        measures = np.full((5, b - a), 10.0)
+        measures = np.full((6, b - a), 10.0)
         measures[0] = score[a:b]
         alarms = np.flatnonzero(score[a:b] >= 10.0)
         found = book.step(

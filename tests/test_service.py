@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from detector.artifact import ArtifactError
-from detector.config import Config
+from detector.artifact import ArtifactError, sign_artifact
+from detector.config import Config, ModelConfig
 from detector.features import DEFAULT, vector_spec
 from detector.kernels_scoring import score_rows
 from detector.service import load_next
 from tests.models import random_artifact
+from tests.test_signing import make_key
 
 
 def test_the_next_model_is_ready_and_compiles_nothing(tmp_path: Path) -> None:
@@ -31,3 +32,19 @@ def test_a_next_model_of_other_features_is_refused(tmp_path: Path) -> None:
     random_artifact(tmp_path / "model", vector_spec(("x", "y")))
     with pytest.raises(ArtifactError, match=r"running windows are .*; restart tapewatch"):
         load_next(tmp_path / "model", Config(), DEFAULT)
+
+
+def test_a_next_model_needs_the_signature_that_the_first_one_needed(tmp_path: Path) -> None:
+    """With a key set, an unsigned one or one of another key is not put in force; ours is."""
+    folder = tmp_path / "model"
+    random_artifact(folder)
+    private, public = make_key(tmp_path, "mine")
+    other, _ = make_key(tmp_path, "other")
+    config = Config(model=ModelConfig(path=folder, public_key=public))
+    with pytest.raises(ArtifactError, match="sign"):
+        load_next(folder, config, DEFAULT)
+    sign_artifact(folder, other)
+    with pytest.raises(ArtifactError, match="sign"):
+        load_next(folder, config, DEFAULT)
+    sign_artifact(folder, private)
+    assert load_next(folder, config, DEFAULT).scorer.model_hash
