@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,14 @@ def test_too_few_episodes_are_refused(episodes: list[Episode]) -> None:
     only = [each for each in episodes if each.kind == "fat_finger"]
     with pytest.raises(TooFewEpisodesError, match="fat_finger"):
         fit_head(only)
+
+
+def test_labels_that_no_alarm_lies_in_are_named_as_the_reason(episodes: list[Episode]) -> None:
+    """False alarms alone mean labels of other ticks, not too few plants."""
+    false = [replace(each, kind=ORDINARY) for each in episodes]
+    for given in (false, []):
+        with pytest.raises(TooFewEpisodesError, match="labels were written with these ticks"):
+            fit_head(given)
 
 
 def test_command_writes_a_copy_with_a_head(artifact: Artifact, tmp_path: Path) -> None:

@@ -277,6 +277,26 @@ class TestRefusals:
         told = self.refused(desk.request(tmp_path / "out", ticks=early))
         assert "no tick to judge" in told
 
+    def test_no_anomaly_among_the_ticks_judged(self, desk: Desk, tmp_path: Path) -> None:
+        """Labels of other days, later and earlier; nothing is left behind."""
+        labels = read_labels(desk.labels)
+        for name, shift in (("later", 10**15), ("earlier", -(10**15))):
+            moved = [
+                replace(
+                    each,
+                    planted=replace(
+                        each.planted,
+                        start_ns=each.planted.start_ns + shift,
+                        end_ns=each.planted.end_ns + shift,
+                    ),
+                )
+                for each in labels
+            ]
+            write_labels(tmp_path / f"{name}.parquet", moved)
+            told = self.refused(desk.request(tmp_path / "out", labels=tmp_path / f"{name}.parquet"))
+            assert "no anomaly has a tick among those judged" in told
+            assert not (tmp_path / "out").exists()
+
     def test_no_ready_tick(self, desk: Desk, tmp_path: Path) -> None:
         """Too few to fill the windows, and no file at all."""
         few = replace(desk.planted, until=START + (TRAINED_S - 99) * NS_PER_S)

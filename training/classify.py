@@ -198,9 +198,15 @@ def fit_head(episodes: Sequence[Episode], seed: int = 0) -> FittedHead:
     untrained = {kind: n for kind, n in sorted(counts.items()) if kind not in trained}
     untrained.pop(ORDINARY, None)
     if len(trained.keys() - {ORDINARY}) < 2:
-        raise TooFewEpisodesError(
-            f"episodes by type: {dict(counts) or 'none'}; two types need {LEAST_EPISODES} each: "
+        told = ", ".join(f"{kind} {n}" for kind, n in sorted(counts.items())) or "none"
+        advice = (
             "plant more (--per-hour, more files), or lower the model's threshold"
+            if counts.keys() - {ORDINARY}
+            else "no alarm lies in a labelled anomaly; check that the labels were written with "
+            "these ticks, then the model's threshold"
+        )
+        raise TooFewEpisodesError(
+            f"episodes by type: {told}; two types need {LEAST_EPISODES} each: {advice}"
         )
     chosen = [each for each in episodes if each.kind in trained]
     kinds = np.array([each.kind for each in chosen])

@@ -162,6 +162,7 @@ def evaluate(request: Request, progress: Progress | None = None) -> dict[str, An
         held = time_ordered(trained_on, ends)
         parts = time_ordered(stream, ends)
         _check_parts(held, parts, ends, given=request.train_ticks is not None)
+        _check_judged(request.labels, labels, stream, parts)
         runs, first, shipped = _time_ordered(
             request, models, trained_on, held, stream, parts, progress
         )
@@ -303,6 +304,19 @@ def _check_parts(held: Parts, parts: Parts, ends: Ends, *, given: bool) -> None:
             f"--ticks: no tick to judge: only what comes after the model's calibration part, from "
             f"{_iso(ends.test_start)} on, can be judged"
         )
+
+
+def _check_judged(path: Path, labels: Sequence[Planted], stream: Stream, parts: Parts) -> None:
+    if stream.kind[parts.test].any():
+        return
+    judged = stream.ts[parts.test]
+    first, last = min(one.start_ns for one in labels), max(one.end_ns for one in labels)
+    raise RefusedError(
+        f"--labels {path}: no anomaly has a tick among those judged, {_iso(int(judged.min()))} to "
+        f"{_iso(int(judged.max()))}; the labels lie between "
+        f"{_iso(first)} and {_iso(last)}; give the labels that were written with these ticks, and "
+        "ticks that reach beyond the model's calibration part"
+    )
 
 
 def _time_ordered(
