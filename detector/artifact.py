@@ -23,7 +23,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -36,6 +35,7 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from detector.bounded_files import read_bounded
 from detector.drift import BINS, DriftReference
 from detector.errors import RefusedError
 from detector.features import FeatureSpec
@@ -528,19 +528,10 @@ def _check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
 
 
 def _read_bounded(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes; never block on a pipe, never read a device."""
     try:
-        # A named pipe would otherwise wait for a writer for ever.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise ArtifactError(f"{path}: is no regular file; restore the model folder")
-            if found.st_size > limit:
-                raise ArtifactError(
-                    f"{path}: {found.st_size:,} bytes, at most {limit:,} are allowed; "
-                    "restore the model folder"
-                )
-            return file.read(limit)
+        return read_bounded(path, limit)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}; restore the model folder") from None
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}); give a folder that `tapewatch train` wrote"

@@ -77,11 +77,6 @@ Property = Annotated[
 ]
 
 
-HiddenText = Annotated[
-    SecretStr, PlainSerializer(lambda _: MASK, return_type=str, when_used="unless-none")
-]
-
-
 class KafkaConfig(_Section):
     """How to reach Kafka."""
 
@@ -350,7 +345,7 @@ class HttpConfig(_Section):
         description="Name that /metrics asks for, by HTTP basic authentication; /healthz and "
         "/readyz never ask.",
     )
-    password: HiddenText | None = Field(
+    password: SecretStr | None = Field(
         default=None,
         min_length=1,
         description="Its password, by environment: TAPEWATCH_HTTP__PASSWORD. Masked wherever "
@@ -385,12 +380,13 @@ class HttpConfig(_Section):
             return Access(context)
         if self.password_file is not None:
             password = read_password(self.password_file)
+            remember(password)
         else:
             password = "" if self.password is None else self.password.get_secret_value()
         return Access(context, Credentials(self.username, password))
 
     def secrets(self) -> list[str]:
-        """Return what must appear in no message; a password in a file is read where it is used."""
+        """Return the password in clear, for masking only; one in a file is read by `access`."""
         return [] if self.password is None else [self.password.get_secret_value()]
 
 

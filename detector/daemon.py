@@ -54,6 +54,7 @@ _ALONE_TICKS: Final = 1024
 _BEAT_LIMIT_S: Final = 30.0
 _DRIFT_INTERVAL_S: Final = 10.0
 _CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
+_TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; only it is cut for
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
 _DEAD_LETTER_KEY_BYTES: Final = 1024
 _COLLECT_AFTER: Final = 200_000  # objects made and not freed: a dozen micro-batches of messages
@@ -642,7 +643,8 @@ class Daemon:
             self._observer.observe(outcome)
 
     def _publish_event(self, work: _Work, event: AnomalyEvent) -> None:
-        started_s = self._latency_start(work, event)
+        by_tick = bool(work.messages)  # else another model took over, and there is no latency
+        started_s = self._latency_start(work, event) if by_tick else None
 
         def acknowledged(error: str | None) -> None:
             if error is not None:
@@ -654,7 +656,8 @@ class Daemon:
             self._metrics.events.labels(event.phase, event.severity).inc()
             if event.name is not None and event.phase == "close":
                 self._metrics.named.labels(event.name.type).inc()
-            self._observe_latency(started_s, event)
+            if by_tick:
+                self._observe_latency(started_s, event)
             work.ticket.acknowledge()
 
         work.ticket.expect()
@@ -686,9 +689,7 @@ class Daemon:
 
     def _latency_start(self, work: _Work, event: AnomalyEvent) -> float | None:
         """Where the tick-to-event latency of an event starts, in seconds since the epoch."""
-        part = work.messages.get(event.source.partition)
-        if part is None:  # no tick caused it: another model took over
-            return None
+        part = work.messages[event.source.partition]
         if not self._settings.latency_from_recv:
             timestamp_ms = part.timestamp_ms(event.source.offset)
             return None if timestamp_ms is None else timestamp_ms / 1e3
@@ -735,7 +736,7 @@ class Daemon:
                 self._metrics.dead_letters.inc()
                 ticket.acknowledge()
                 return
-            smaller = None if "AUTHORIZATION" in error else next(cuts, None)
+            smaller = next(cuts, None) if _TOO_LARGE in error else None
             if smaller is None:
                 self._refused(
                     f"dead letter of {place} to topic {self._settings.dead_letters} was refused by "

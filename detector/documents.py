@@ -18,7 +18,6 @@ from pydantic_core import PydanticUndefined
 
 from detector.config import OWNED_PROPERTIES, Config
 from detector.features import features_markdown
-from detector.kafka_security import SecurityConfig
 from detector.metrics import Metrics
 
 _CONFIGURATION_HEAD: Final = """# Configuration
@@ -65,15 +64,7 @@ def configuration_markdown() -> str:
     for name, field in Config.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            fields = dict(section.model_fields)
-            inner = fields.pop("security", None)
-            parts += [f"## [{name}]\n", f"{section.__doc__}\n", _table(fields)]
-            if inner is not None:
-                parts += [
-                    f"## [{name}.security]\n",
-                    f"{SecurityConfig.__doc__}\n",
-                    _table(SecurityConfig.model_fields),
-                ]
+            parts += _section(name, section)
     parts += [
         _OWNED_HEAD,
         *(f"| `{name}` | {reason} |" for name, reason in OWNED_PROPERTIES.items()),
@@ -127,6 +118,20 @@ def _default(field: FieldInfo) -> str:
     if value is PydanticUndefined or value is None:
         return "not set"
     return f"`{orjson.dumps(str(value) if isinstance(value, Path) else value).decode()}`"
+
+
+def _section(name: str, section: type[BaseModel]) -> list[str]:
+    """Return heading, meaning and keys of a section, then of those inside it."""
+    inner = {
+        key: kind
+        for key, field in section.model_fields.items()
+        if isinstance(kind := field.annotation, type) and issubclass(kind, BaseModel)
+    }
+    plain = {key: field for key, field in section.model_fields.items() if key not in inner}
+    parts = [f"## [{name}]\n", f"{section.__doc__}\n", _table(plain)]
+    for key, kind in inner.items():
+        parts += _section(f"{name}.{key}", kind)
+    return parts
 
 
 def _allowed(field: FieldInfo) -> str:

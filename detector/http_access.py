@@ -15,9 +15,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+from detector.bounded_files import read_bounded
 from detector.errors import RefusedError
 
 MOST_PASSWORD_BYTES: Final = 1024
+_MAX_FILE_BYTES: Final = 1 << 20
 
 
 class HttpAccessError(RefusedError, ValueError):
@@ -142,7 +144,9 @@ def read_password(path: Path) -> str:
 
 def _read(key: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, _MAX_FILE_BYTES)
+    except ValueError as error:
+        raise HttpAccessError(f"http.{key} = '{path}': {error}") from None
     except OSError as error:
         raise HttpAccessError(f"http.{key} = '{path}': cannot be read: {error.strerror}") from error
 

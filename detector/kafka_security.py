@@ -6,13 +6,14 @@ the file, the environment or a file of their own. This module knows no client.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from detector.bounded_files import read_bounded
 
 PROPERTIES: Final = {
     "protocol": "security.protocol",
@@ -57,7 +58,7 @@ _OAUTH: Final = (
 )
 _PASSWORD: Final = ("username", "password", "password_file")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-_MAX_SECRET_BYTES: Final = 64 * 1024
+_MAX_FILE_BYTES: Final = 4 << 20  # bundles of all public authorities have a few 100 kB
 
 
 class SecurityConfig(BaseModel):
@@ -179,7 +180,7 @@ class SecurityConfig(BaseModel):
         wrong, secrets = [], {}
         for name in self._given(*PATHS):
             try:
-                data = _read(getattr(self, name))
+                data = read_bounded(getattr(self, name), _MAX_FILE_BYTES)
                 if name not in _FILES:
                     secrets[name.removesuffix("_file")] = SecretStr(_secret(data))
             except UnicodeDecodeError:  # its own words would print what the file holds
@@ -247,9 +248,3 @@ def _secret(data: bytes) -> str:
     if not text:
         raise ValueError("is empty")
     return text
-
-
-def _read(path: Path) -> bytes:
-    """Read a file of bounded size without waiting on a pipe without a writer."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        return file.read(_MAX_SECRET_BYTES) or b""

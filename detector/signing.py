@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from detector.bounded_files import read_bounded
 from detector.errors import RefusedError
 
 SIGNATURE_BYTES: Final = 64
@@ -70,7 +71,8 @@ def check(data: bytes, signature: bytes, public_key_file: Path) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(_MAX_KEY_BYTES)
+        return read_bounded(path, _MAX_KEY_BYTES)
+    except ValueError as error:
+        raise SignatureError(f"{path}: {error}; give a key in PEM") from None
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror}") from error

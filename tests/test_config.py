@@ -146,8 +146,12 @@ def test_show_prints_what_could_be_loaded_again(tmp_path: Path) -> None:
     assert json.loads(as_json)["batch"]["max_size"] == Config().batch.max_size
 
 
-def test_the_password_of_metrics_is_kept_out_of_messages() -> None:
+def test_the_password_of_metrics_is_kept_out_of_messages(tmp_path: Path) -> None:
     """Once read, it is masked wherever a message would show it."""
     given = "zebra-crossing-7"
     load_config(None, {"TAPEWATCH_HTTP__USERNAME": "a", "TAPEWATCH_HTTP__PASSWORD": given})
     assert given not in scrub(f"refused: {given}")
+    in_file = "zebra-crossing-8"
+    (tmp_path / "password").write_text(in_file)
+    load(tmp_path, '[http]\nusername = "a"\npassword_file = "password"').http.access()
+    assert in_file not in scrub(f"refused: {in_file}")

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Self, cast
 
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import (
@@ -564,6 +565,18 @@ def test_latency_is_observed_per_event() -> None:
     assert rig.value("tapewatch_events_total", phase="open", severity="major") == 3
 
 
+@pytest.mark.parametrize("error", ["TOPIC_AUTHORIZATION_FAILED: no", "INVALID_RECORD: no key"])
+def test_a_dead_letter_refused_for_another_reason_is_not_cut(error: str) -> None:
+    """A smaller one would be refused as well: the daemon stops, names topic and reason."""
+    sink = Sink(lambda topic, _: None if topic == "anomalies" else error)
+    rig = Rig([part([b"bad"], 7)], sink=sink)
+    with rig:
+        until(lambda: not rig.thread.is_alive())
+    assert f"anomalies.dlq was refused by Kafka: {error}" in str(rig.error)
+    assert len(sink.records) == 1
+    assert rig.consumer.committed == {}
+
+
 def test_dead_letter_with_a_refused_key_goes_without_it() -> None:
     """Where even the cut message is refused, its place and digests are kept, and work goes on."""
     sink = Sink(
@@ -788,6 +801,15 @@ def test_a_swap_is_told_and_recorded() -> None:
     ]
     assert recorded == [(0, 40, "old"), (1, 7, "old"), (0, 43, "a"), (1, 8, "a")]
     assert [line["before"] for line in logs if line["event"] == "model swapped"] == ["old"]
+
+
+def test_what_a_swap_closes_has_no_latency() -> None:
+    """No tick caused those events: they are neither observed nor counted as late."""
+    script = [[part([b"t"] * 3, 40), part([b"t"], 7, partition=1)]]
+    with offering("a", at_fetch=5, script=script) as rig:
+        until(lambda: len(rig.sink.records) == 6)
+        until(lambda: rig.value("tapewatch_tick_to_event_seconds_count") == 4)
+        assert rig.value("tapewatch_tick_to_event_stale_total") == 0
 
 
 def test_of_models_in_quick_succession_the_last_counts() -> None:

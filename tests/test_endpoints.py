@@ -23,6 +23,7 @@ from detector.config import ConfigError, HttpConfig, load_config
 from detector.endpoints import HttpServer
 from detector.http_access import Access, Credentials, HttpAccessError, read_password, tls_context
 from detector.metrics import Metrics
+from tests.conftest import leave_out
 
 PASSWORD = "correct horse, battery"  # noqa: S105
 
@@ -107,13 +108,13 @@ def test_taken_port_is_an_error() -> None:
 def test_ipv6_address_can_be_listened_on() -> None:
     """A pod may have no other address."""
     if not socket.has_ipv6:
-        pytest.skip("no IPv6 here")
+        leave_out("this machine has no IPv6")
     try:
         server = HttpServer(
             "::1", 0, CollectorRegistry(), lambda: (True, "alive"), lambda: (True, "")
         )
     except OSError as error:
-        pytest.skip(f"no IPv6 loopback here: {error}")
+        leave_out(f"this machine has no IPv6 loopback: {error}")
     try:
         assert ask(server, "/healthz")[0] == 200
         assert server.lacks == ""

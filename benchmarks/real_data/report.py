@@ -31,8 +31,9 @@ but not blindly: earlier recipes were tried on the injected LOBSTER set and on t
 their figures were seen before this one was chosen.
 
 Each section names the commit it was measured at. Those of 33e2744 are of the features and the score
-before decisions 10 to 12. At 7172b30 the daemon still rounded a feature's share of an explanation
-by the rows explained beside it; the scores were the same.
+before decisions 10 to 12, and so are the budgets among the targets. At 7172b30 the daemon still
+rounded a feature's share of an explanation by the rows explained beside it; the scores were the
+same.
 """
 
 
