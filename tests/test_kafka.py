@@ -10,7 +10,6 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from typer.testing import CliRunner
 
-from detector import kafka
 from detector.cli import app
 from detector.kafka import Connection, Publisher, TickConsumer
 from detector.replaying import ReplayRequest
@@ -54,7 +53,7 @@ def consumer_with(client: StuckClient) -> TickConsumer:
 
 def test_commit_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coordinator that does not answer holds up an orderly end for a short time only."""
-    monkeypatch.setattr(kafka, "_COMMIT_WITHIN_S", 0.05)
+    monkeypatch.setattr(consuming, "_COMMIT_WITHIN_S", 0.05)
     client = StuckClient()
     consumer = consumer_with(client)
     assert "no answer" in (consumer.commit({0: 5}, wait=True) or "")
@@ -71,7 +70,7 @@ def test_commit_that_fails_says_why() -> None:
 
 def test_leaving_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group that cannot be left holds up an orderly end for a short time only."""
-    monkeypatch.setattr(kafka, "_LEAVE_WITHIN_S", 0.05)
+    monkeypatch.setattr(consuming, "_LEAVE_WITHIN_S", 0.05)
     client = StuckClient()
     consumer = consumer_with(client)
     assert not consumer.close()

@@ -1,0 +1,144 @@
+"""A connection to a cluster, how well it is, and what a client needs around its calls."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+
+from detector.errors import FailedError, RefusedError
+from detector.kafka_statistics import ClientStatistics, StatisticsBook
+from detector.masking import Scrubbing
+
+_CLIENT_LOG: Final = logging.getLogger("librdkafka")
+_CLIENT_LOG.addFilter(Scrubbing())
+
+Headers = Sequence[tuple[str, bytes]]
+STATISTICS_MS: Final = 2000
+_UNUSABLE: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,  # noqa: SLF001  (the client's public names start so)
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+
+
+class KafkaUnusableError(FailedError, RuntimeError):
+    """Kafka refuses what tapewatch needs; waiting would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach a cluster: brokers, client name and further librdkafka properties."""
+
+    bootstrap_servers: str
+    client_id: str = "tapewatch"
+    properties: Mapping[str, str] | None = None
+
+    def settings(self, **more: object) -> dict[str, object]:
+        """Return librdkafka properties, the caller's own last."""
+        return {
+            **(self.properties or {}),
+            "bootstrap.servers": self.bootstrap_servers,
+            "client.id": self.client_id,
+            "logger": _CLIENT_LOG,
+            **more,
+        }
+
+
+class Health:
+    """Whether the brokers can be reached, as librdkafka's callbacks tell it; thread-safe."""
+
+    def __init__(self) -> None:
+        self._brokers_up = 0
+        self._last_error = "not connected yet"
+        self._book = StatisticsBook()
+        self.statistics: ClientStatistics | None = None
+        self.fatal: KafkaUnusableError | None = None
+
+    @property
+    def reachable(self) -> bool:
+        """At least one broker connection is up."""
+        return self._brokers_up > 0
+
+    @property
+    def last_error(self) -> str:
+        """Return the latest error librdkafka told, for people."""
+        return self._last_error
+
+    def on_error(self, error: KafkaError) -> None:
+        """Take librdkafka's error callback."""
+        self._last_error = error.str()
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self._brokers_up = 0
+        # A handshake also fails while a broker restarts; a certificate does not mend itself.
+        untrusted = (
+            error.code() == KafkaError._SSL and "certificate" in error.str()  # noqa: SLF001
+        )
+        if error.fatal() or untrusted or error.code() in _UNUSABLE:
+            self.fatal = KafkaUnusableError(f"Kafka: {error.name()}: {error.str()}")
+
+    def on_statistics(self, text: str) -> None:
+        """Take librdkafka's statistics callback."""
+        self.statistics = self._book.take(orjson.loads(text))
+        self._brokers_up = self.statistics.brokers_up
+
+
+def done_within(seconds: float, call: Callable[[], object]) -> bool:
+    """Call a function of the client that knows no time limit; whether it returned in time.
+
+    What it raises in time is raised here. Later it goes on in a thread that nobody waits for.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # raised in the caller's thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="client", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    return not thread.is_alive()
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Name a property that librdkafka does not know, or a value that it does not take."""
+    try:
+        yield
+    except KafkaException as error:
+        raise RefusedError(f"kafka.properties: {error.args[0].str()}") from None
+
+
+def require_topic(
+    client: Producer | Consumer, topic: str, bootstrap: str, timeout_s: float, health: Health
+) -> None:
+    """Raise what keeps a client from a topic: no broker in time, a refusal, or no such topic."""
+    try:
+        known = client.list_topics(timeout=timeout_s).topics
+    except KafkaException as error:
+        client.poll(0)
+        if health.fatal is not None:
+            raise health.fatal from error
+        raise FailedError(
+            f"no broker answered at {bootstrap} within {timeout_s:.0f} s ({error.args[0].str()}); "
+            "check the address with --bootstrap or kafka.bootstrap_servers"
+        ) from error
+    if topic not in known:
+        raise FailedError(
+            f"topic {topic} does not exist at {bootstrap}, or this user may not see it; create it "
+            "with `tapewatch topics create`, or ask for the right to describe it"
+        )

@@ -1,0 +1,281 @@
+"""Consume ticks: messages by partition, offset commits, and which partitions are ours."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from detector.kafka.connection import (
+    STATISTICS_MS,
+    Connection,
+    Health,
+    KafkaUnusableError,
+    done_within,
+    refusals,
+)
+
+ConsumerProtocol: Final = "cooperative-sticky"
+_PARTITION: Final = cast("Callable[[Message], int]", Message.partition)  # of what was consumed
+_OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
+_IDLE_S: Final = 0.1
+_COMMIT_WITHIN_S: Final = 2.0
+_LEAVE_WITHIN_S: Final = 3.0  # the last commit included
+
+_DENIED: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartitionMessages:
+    """Messages of one partition in offset order: `values` and `(n,)` int64 `offsets`."""
+
+    partition: int
+    values: list[bytes | None]
+    offsets: npt.NDArray[np.int64]
+    messages: list[Message]
+
+    def timestamp_ms(self, offset: int) -> int | None:
+        """Return the Kafka timestamp of the message at the offset, or None if it has none."""
+        message = self.messages[int(np.searchsorted(self.offsets, offset))]
+        kind, timestamp = message.timestamp()
+        return None if kind == TIMESTAMP_NOT_AVAILABLE else int(timestamp)
+
+    def headers(self) -> list[list[tuple[str, bytes]] | None]:
+        """Return every message's headers, as librdkafka hands them over."""
+        return cast("list[list[tuple[str, bytes]] | None]", [m.headers() for m in self.messages])
+
+
+class Assignment(Protocol):
+    """What wants to know which partitions are ours. Called from within `TickConsumer.fetch`."""
+
+    def assigned(self, partitions: list[int]) -> None:
+        """Partitions now ours; may be empty."""
+
+    def revoked(self, partitions: list[int]) -> None:
+        """Partitions about to go to another member: finish and commit them now."""
+
+    def lost(self, partitions: list[int]) -> None:
+        """Partitions that are another member's already: nothing may be committed."""
+
+
+def consumer_settings(connection: Connection, group_id: str) -> dict[str, object]:
+    """Return how ticks are consumed; benchmarks read their ceilings with the same settings."""
+    return {
+        "auto.offset.reset": "earliest",
+        "partition.assignment.strategy": ConsumerProtocol,
+        "fetch.wait.max.ms": 50,
+        "queued.max.messages.kbytes": 65_536,
+        # By default librdkafka stops fetching for a second when its queue is full. A backlog is
+        # read faster than that: with the default, two thirds of the time nothing was there.
+        "fetch.queue.backoff.ms": 5,
+        **connection.settings(),
+        "group.id": group_id,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+    }
+
+
+class TickConsumer:
+    """A member of a consumer group that hands over messages partition by partition.
+
+    Parameters
+    ----------
+    connection
+        The cluster.
+    group_id, topic
+        Consumer group and input topic.
+    assignment
+        Told which partitions come and go.
+    """
+
+    def __init__(
+        self, connection: Connection, group_id: str, topic: str, assignment: Assignment
+    ) -> None:
+        self.health = Health()
+        self._topic, self._group = topic, group_id
+        self._assignment = assignment
+        self._assigned: set[int] = set()
+        self._commit_errors = 0
+        self.waited_s = 0.0  # how long the first message of the last fetch waited for others
+        settings = {
+            **consumer_settings(connection, group_id),
+            "statistics.interval.ms": STATISTICS_MS,
+            "error_cb": self.health.on_error,
+            "stats_cb": self.health.on_statistics,
+            "on_commit": self._committed,
+        }
+        with refusals():
+            self._consumer = Consumer(settings)
+
+    @property
+    def assigned_partitions(self) -> frozenset[int]:
+        """The partitions that are ours now."""
+        return frozenset(self._assigned)
+
+    @property
+    def commit_errors(self) -> int:
+        """Offset commits that failed so far; the next one repeats them."""
+        return self._commit_errors
+
+    def subscribe(self) -> None:
+        """Join the group."""
+        self._consumer.subscribe(
+            [self._topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    def topics(self, timeout_s: float) -> dict[str, int]:
+        """Return the cluster's topics with their partition counts.
+
+        Raises
+        ------
+        TimeoutError
+            When no broker answers in time.
+        """
+        try:
+            listed = self._consumer.list_topics(timeout=timeout_s).topics
+        except KafkaException as error:
+            self.poll_events()
+            raise TimeoutError(str(error.args[0].str())) from error
+        return {name: len(topic.partitions) for name, topic in listed.items()}
+
+    def poll_events(self) -> None:
+        """Serve callbacks while nothing is subscribed."""
+        self._consumer.poll(0)
+
+    def fetch(self, max_messages: int, max_delay_s: float) -> list[PartitionMessages]:
+        """Wait shortly for a first message, then up to `max_delay_s` for others to join it."""
+        messages = self._consumer.consume(1, _IDLE_S)
+        self.waited_s = 0.0
+        if messages and max_messages > 1:
+            began = time.perf_counter()
+            messages += self._consumer.consume(max_messages - 1, max_delay_s)
+            self.waited_s = time.perf_counter() - began
+        return self._by_partition(self._without_errors(messages))
+
+    def commit(self, positions: Mapping[int, int], *, wait: bool) -> str | None:
+        """Commit next offsets by partition; return what went wrong, as far as it is known yet.
+
+        Without `wait` a later failure is counted in `commit_errors`. With it, two seconds are
+        waited: a broker that is gone, or a group that is rebalancing, would hold up an orderly end
+        for longer than a supervisor waits, and what is not committed is only repeated.
+        """
+        if not positions:
+            return None
+        offsets = [TopicPartition(self._topic, p, offset) for p, offset in positions.items()]
+        try:
+            if not wait:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+                return None
+        except KafkaException as error:
+            return str(error.args[0].str())
+        try:
+            answered = done_within(
+                _COMMIT_WITHIN_S,
+                lambda: self._consumer.commit(offsets=offsets, asynchronous=False),
+            )
+        except KafkaException as error:
+            return str(error)
+        return None if answered else f"no answer within {_COMMIT_WITHIN_S:.0f} s"
+
+    def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """Messages between the given next offsets and the end, from cached watermarks."""
+        lags: dict[int, int] = {}
+        for partition, offset in positions.items():
+            with contextlib.suppress(KafkaException):
+                place = TopicPartition(self._topic, partition)
+                _, high = self._consumer.get_watermark_offsets(place, cached=True)
+                if high >= 0:
+                    lags[partition] = max(0, high - offset)
+        return lags
+
+    def close(self) -> bool:
+        """Leave the group; calls `Assignment.revoked` for what is still ours.
+
+        Returns whether that was done: librdkafka waits for commits under way, for a minute where
+        the broker is gone. After three seconds the caller goes on without it.
+        """
+        return done_within(_LEAVE_WITHIN_S, self._consumer.close)
+
+    def _without_errors(self, messages: list[Message]) -> list[Message]:
+        errors = list(map(Message.error, messages))
+        # Not errors.count(None): an error that is compared with None leaves an exception behind,
+        # which the next call of the client then raises.
+        if not any(errors):
+            return messages
+        for error in errors:
+            if error is None:
+                continue
+            self.health.on_error(error)
+            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                self.health.fatal = KafkaUnusableError(
+                    f"Kafka: topic {self._topic} does not exist (any more)"
+                )
+            elif error.code() in _DENIED:
+                kind = _DENIED[error.code()]
+                name = self._group if kind == "group" else self._topic
+                self.health.fatal = KafkaUnusableError(
+                    f"Kafka: {error.name()}: this user may not read {kind} {name}: {error.str()}"
+                )
+        return [m for m, error in zip(messages, errors, strict=True) if error is None]
+
+    def _by_partition(self, messages: list[Message]) -> list[PartitionMessages]:
+        """Group messages; several passes by `map` are faster than one pass of Python code."""
+        if not messages:
+            return []
+        n = len(messages)
+        partitions = np.fromiter(map(_PARTITION, messages), np.int32, n)
+        offsets = np.fromiter(map(_OFFSET, messages), np.int64, n)
+        values = list(map(Message.value, messages))
+        # A fetch brings long runs of one partition: slices, not rows one by one.
+        edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), n]
+        runs: dict[int, list[slice]] = {}
+        for start, stop in itertools.pairwise(edges):
+            runs.setdefault(int(partitions[start]), []).append(slice(start, stop))
+        return [
+            PartitionMessages(
+                partition,
+                list(itertools.chain.from_iterable(values[run] for run in mine)),
+                np.concatenate([offsets[run] for run in mine]),
+                list(itertools.chain.from_iterable(messages[run] for run in mine)),
+            )
+            for partition, mine in sorted(runs.items())
+        ]
+
+    def _committed(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
+        if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
+            self._commit_errors += 1
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [p.partition for p in partitions]
+        self._assigned |= set(numbers)
+        self._assignment.assigned(numbers)
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [p.partition for p in partitions]
+        self._assignment.revoked(numbers)
+        self._assigned -= set(numbers)
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [p.partition for p in partitions]
+        self._assignment.lost(numbers)
+        self._assigned -= set(numbers)

@@ -1,0 +1,138 @@
+"""Publish records with acknowledgements."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from detector.kafka.connection import (
+    STATISTICS_MS,
+    Connection,
+    Headers,
+    Health,
+    refusals,
+    require_topic,
+)
+
+Acknowledge = Callable[[str | None], None]
+"""Called once per published record, from the delivery thread: None, or what went wrong."""
+
+
+class Publisher:
+    """Publishes records; delivery reports are served by a thread of its own.
+
+    The producer is idempotent and retries without end, so that only a permanent refusal fails.
+    When its queue is full, `publish` waits: a slow broker slows its caller.
+    """
+
+    def __init__(self, connection: Connection, **settings: object) -> None:
+        self.health = Health()
+        self._bootstrap = connection.bootstrap_servers
+        properties = {
+            "linger.ms": 0,
+            "partitioner": "murmur2_random",  # that of Kafka's Java clients
+            "compression.type": "lz4",
+            "message.max.bytes": 64 * 1024 * 1024,
+            "queue.buffering.max.messages": 10_000,
+            "queue.buffering.max.kbytes": 128 * 1024,
+            **connection.settings(),
+            "enable.idempotence": True,
+            "message.timeout.ms": 0,
+            "error_cb": self.health.on_error,
+            "statistics.interval.ms": STATISTICS_MS,
+            "stats_cb": self.health.on_statistics,
+            **settings,
+        }
+        with refusals():
+            self._producer = Producer(properties)
+        self._capacity = int(str(properties["queue.buffering.max.messages"]))
+        self._closing = threading.Event()
+        self._deliveries = threading.Thread(
+            target=self._serve_deliveries, name="deliveries", daemon=True
+        )
+        self._deliveries.start()
+
+    @property
+    def room(self) -> int:
+        """How many records `publish` takes without waiting."""
+        return max(0, self._capacity - len(self._producer))
+
+    def publish(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        acknowledge: Acknowledge | None = None,
+        partition: int = -1,
+    ) -> None:
+        """Hand one record over, waiting while the producer's queue is full."""
+
+        def report(error: KafkaError | None, _: Message) -> None:
+            if acknowledge is not None:
+                acknowledge(None if error is None else f"{error.name()}: {error.str()}")
+
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    value=value,
+                    key=key,
+                    headers=list(headers),
+                    partition=partition,
+                    on_delivery=report,
+                )
+            except BufferError:
+                time.sleep(0.005)
+            except KafkaException as error:  # refused at once, for example for its size
+                if acknowledge is None:
+                    raise
+                acknowledge(str(error.args[0]))
+                return
+            else:
+                return
+
+    def require_topic(self, topic: str, timeout_s: float = 15.0) -> None:
+        """Check that a broker answers and has the topic.
+
+        Raises
+        ------
+        FailedError
+            When no broker answers in time, or the topic does not exist.
+        """
+        require_topic(self._producer, topic, self._bootstrap, timeout_s, self.health)
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait for acknowledgements; return how many records are still without one."""
+        deadline = time.monotonic() + timeout_s
+        while len(self._producer) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return len(self._producer)
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Flush, then stop; return how many records were never acknowledged."""
+        left = self.flush(timeout_s)
+        self._closing.set()
+        self._deliveries.join()
+        return left
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(0.0 if kind is not None else 5.0)
+
+    def _serve_deliveries(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(0.05)
+        self._producer.poll(0)

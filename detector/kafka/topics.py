@@ -1,0 +1,112 @@
+"""Topics: create them, follow one, and let the client check its properties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from detector.kafka.connection import (
+    Connection,
+    Health,
+    KafkaUnusableError,
+    refusals,
+    require_topic,
+)
+from detector.kafka.consumer import consumer_settings
+from detector.kafka.publisher import Publisher
+
+
+def check_properties(connection: Connection, group_id: str) -> None:
+    """Let librdkafka look at the properties, without waiting for a broker.
+
+    Raises
+    ------
+    RefusedError
+        Names a property that it does not know, or whose value it does not take.
+    """
+    Publisher(connection).close(0.0)
+    with refusals():
+        Consumer(consumer_settings(connection, group_id)).close()
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """A topic to be created: its name, partitions and settings."""
+
+    name: str
+    partitions: int
+    settings: Mapping[str, str]
+
+
+def create_topics(
+    connection: Connection, plans: Iterable[TopicPlan], replication: int, timeout_s: float = 15.0
+) -> dict[str, str]:
+    """Create topics; return by name `created`, `exists`, or what went wrong.
+
+    Raises
+    ------
+    KafkaUnusableError
+        When the brokers refuse us, or we do not trust them.
+    """
+    health = Health()
+    settings = connection.settings(error_cb=health.on_error)
+    with refusals():
+        admin = AdminClient(cast("dict[str, str | int | float | bool]", settings))
+    wanted = [
+        NewTopic(
+            plan.name,
+            num_partitions=plan.partitions,
+            replication_factor=replication,
+            config=dict(plan.settings),
+        )
+        for plan in plans
+    ]
+    results: dict[str, str] = {}
+    for name, future in admin.create_topics(wanted, request_timeout=timeout_s).items():
+        try:
+            future.result(timeout_s + 5)
+        except KafkaException as error:
+            admin.poll(0)
+            if health.fatal is not None:
+                raise health.fatal from error
+            exists = error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
+            results[name] = "exists" if exists else str(error.args[0].str())
+        else:
+            results[name] = "created"
+    return results
+
+
+def follow(
+    connection: Connection, topic: str, group_id: str, *, from_beginning: bool
+) -> Iterator[Message | None]:
+    """Read a topic as a plain subscriber; yields None while there is nothing.
+
+    Commits nothing, so that following a topic leaves no trace.
+    """
+    settings: dict[str, Any] = {
+        "auto.offset.reset": "earliest" if from_beginning else "latest",
+        **connection.settings(),
+        "group.id": group_id,
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+    }
+    health = Health()
+    with refusals():
+        consumer = Consumer({**settings, "error_cb": health.on_error})
+    try:
+        require_topic(consumer, topic, connection.bootstrap_servers, 15.0, health)
+        consumer.subscribe([topic])
+        while True:
+            message = consumer.poll(0.2)
+            if health.fatal is not None:
+                raise health.fatal
+            if message is not None and (error := message.error()) is not None:
+                raise KafkaUnusableError(f"Kafka: {error.str()}")
+            yield message
+    finally:
+        consumer.close()
