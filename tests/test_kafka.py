@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from detector.cli import app
 from detector.kafka import Connection, Publisher, TickConsumer
+from detector.kafka import consumer as consuming
 from detector.replaying import ReplayRequest
 
 NOBODY = Connection("127.0.0.1:1")
