@@ -5,9 +5,17 @@ what it hands over are bytes, offsets and acknowledgements.
 """
 
 from detector.kafka.connection import Connection, Headers, Health, KafkaUnusableError
-from detector.kafka.consumer import Assignment, PartitionMessages, TickConsumer, consumer_settings
+from detector.kafka.consumer import (
+    Assignment,
+    PartitionMessages,
+    Place,
+    TickConsumer,
+    consumer_settings,
+)
 from detector.kafka.publisher import Acknowledge, Publisher
+from detector.kafka.state_topic import read_state
 from detector.kafka.topics import TopicPlan, check_properties, create_topics, follow
+from detector.kafka.transactions import Step, TransactionalPublisher, TransactionLostError
 
 __all__ = [
     "Acknowledge",
@@ -17,11 +25,16 @@ __all__ = [
     "Health",
     "KafkaUnusableError",
     "PartitionMessages",
+    "Place",
     "Publisher",
+    "Step",
     "TickConsumer",
     "TopicPlan",
+    "TransactionLostError",
+    "TransactionalPublisher",
     "check_properties",
     "consumer_settings",
     "create_topics",
     "follow",
+    "read_state",
 ]

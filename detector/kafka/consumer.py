@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -62,11 +62,31 @@ class PartitionMessages:
         return cast("list[list[tuple[str, bytes]] | None]", [m.headers() for m in self.messages])
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a group stands in a partition.
+
+    Parameters
+    ----------
+    low
+        First offset that is retained.
+    next_offset
+        Of the first message that was not processed yet; where nothing was committed, of the first
+        one to be read.
+    committed
+        Whether the group committed it.
+    """
+
+    low: int
+    next_offset: int
+    committed: bool
+
+
 class Assignment(Protocol):
     """What wants to know which partitions are ours. Called from within `TickConsumer.fetch`."""
 
-    def assigned(self, partitions: list[int]) -> None:
-        """Partitions now ours; may be empty."""
+    def assigned(self, partitions: list[int]) -> Mapping[int, int] | None:
+        """Partitions now ours; may be empty. Returns where to begin reading; None: as committed."""
 
     def revoked(self, partitions: list[int]) -> None:
         """Partitions about to go to another member: finish and commit them now."""
@@ -77,9 +97,11 @@ class Assignment(Protocol):
 
 def consumer_settings(connection: Connection, group_id: str) -> dict[str, object]:
     """Return how ticks are consumed; benchmarks read their ceilings with the same settings."""
+    # With the newer protocol (KIP-848) the assignor is the broker's.
+    classic = (connection.properties or {}).get("group.protocol", "classic") == "classic"
     return {
         "auto.offset.reset": "earliest",
-        "partition.assignment.strategy": ConsumerProtocol,
+        **({"partition.assignment.strategy": ConsumerProtocol} if classic else {}),
         "fetch.wait.max.ms": 50,
         "queued.max.messages.kbytes": 65_536,
         # By default librdkafka stops fetching for a second when its queue is full. A backlog is
@@ -121,6 +143,9 @@ class TickConsumer:
             "stats_cb": self.health.on_statistics,
             "on_commit": self._committed,
         }
+        strategy = str(settings.get("partition.assignment.strategy", ConsumerProtocol))
+        self._incremental = "cooperative" in strategy
+        self._from_the_end = settings["auto.offset.reset"] in {"latest", "largest", "end"}
         with refusals():
             self._consumer = Consumer(settings)
 
@@ -197,6 +222,54 @@ class TickConsumer:
             return str(error)
         return None if answered else f"no answer within {_COMMIT_WITHIN_S:.0f} s"
 
+    def places(self, partitions: Iterable[int], timeout_s: float) -> dict[int, Place]:
+        """Return for each partition what is retained, and the next offset of the group.
+
+        Waits for transactions under way that commit offsets (KIP-447).
+
+        Raises
+        ------
+        TimeoutError
+            When the brokers did not answer in time.
+        """
+        asked = [TopicPartition(self._topic, p) for p in partitions]
+        try:
+            found = self._consumer.committed(asked, timeout=timeout_s) if asked else []
+            places = {}
+            for each in found:
+                if each.error is not None:
+                    raise TimeoutError(each.error.str())
+                low, high = self._consumer.get_watermark_offsets(each, timeout=timeout_s)
+                first = high if self._from_the_end else low
+                committed = each.offset >= 0
+                places[each.partition] = Place(
+                    low, each.offset if committed else first, committed=committed
+                )
+        except KafkaException as error:
+            raise TimeoutError(str(error.args[0].str())) from error
+        return places
+
+    def go_to(self, positions: Mapping[int, int]) -> None:
+        """Read assigned partitions from other offsets on; what was fetched before is dropped."""
+        for partition, offset in positions.items():
+            self._consumer.seek(TopicPartition(self._topic, partition, offset))
+
+    def group(self) -> object:
+        """Return the group's metadata, with our generation, for a transaction."""
+        return self._consumer.consumer_group_metadata()
+
+    def wait(self) -> None:
+        """Stay a member while nothing can be taken in: without fetching, callbacks are served."""
+        partitions = self._consumer.assignment()
+        self._consumer.pause(partitions)
+        try:
+            message = self._consumer.poll(0)
+        finally:
+            with contextlib.suppress(KafkaException):  # a partition may be gone meanwhile
+                self._consumer.resume(partitions)
+        if message is not None:
+            self._without_errors([message])
+
     def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
         """Messages between the given next offsets and the end, from cached watermarks."""
         lags: dict[int, int] = {}
@@ -268,7 +341,15 @@ class TickConsumer:
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]
         self._assigned |= set(numbers)
-        self._assignment.assigned(numbers)
+        starts = self._assignment.assigned(numbers)
+        if starts is None:
+            return
+        for each in partitions:
+            each.offset = starts[each.partition]
+        if self._incremental:
+            self._consumer.incremental_assign(partitions)
+        else:
+            self._consumer.assign(partitions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]

@@ -30,8 +30,10 @@ class Publisher:
     When its queue is full, `publish` waits: a slow broker slows its caller.
     """
 
+    _health: type[Health] = Health
+
     def __init__(self, connection: Connection, **settings: object) -> None:
-        self.health = Health()
+        self.health = self._health()
         self._bootstrap = connection.bootstrap_servers
         properties = {
             "linger.ms": 0,
@@ -42,12 +44,14 @@ class Publisher:
             "queue.buffering.max.kbytes": 128 * 1024,
             **connection.settings(),
             "enable.idempotence": True,
-            "message.timeout.ms": 0,
+            # Within a transaction it is the transaction that ends in time.
+            **({} if "transactional.id" in settings else {"message.timeout.ms": 0}),
             "error_cb": self.health.on_error,
             "statistics.interval.ms": STATISTICS_MS,
             "stats_cb": self.health.on_statistics,
             **settings,
         }
+        self._properties = properties
         with refusals():
             self._producer = Producer(properties)
         self._capacity = int(str(properties["queue.buffering.max.messages"]))

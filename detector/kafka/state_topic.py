@@ -1,0 +1,128 @@
+"""Read the compacted topic of state: every record of some partitions, up to what was there.
+
+What a dead member left uncommitted is waited for: the end is that of everything written, the
+records are only those of committed transactions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import (
+    AdminClient,
+    OffsetSpec,  # type: ignore[attr-defined]
+)
+
+from detector.kafka.connection import Connection, KafkaUnusableError
+
+Take = Callable[[int, bytes, bytes | None], None]
+"""Given partition, key and value of a record, in their order within a partition."""
+
+_BATCH = 500
+_POLL_S = 0.2
+
+
+def read_state(
+    connection: Connection,
+    topic: str,
+    partitions: Iterable[int],
+    take: Take,
+    timeout_s: float,
+    going_on: Callable[[], None] = lambda: None,
+) -> int:
+    """Hand over the records of partitions; return how many bytes that were.
+
+    Parameters
+    ----------
+    connection, topic, partitions
+        What to read.
+    take
+        Given each record that has a key.
+    timeout_s
+        Seconds after which it is given up.
+    going_on
+        Called now and then.
+
+    Raises
+    ------
+    TimeoutError
+        The brokers did not hand over everything in time.
+    KafkaUnusableError
+        They refuse to.
+    """
+    deadline = time.monotonic() + timeout_s
+    ends = _ends(connection, topic, partitions, timeout_s)
+    left = {partition for partition, end in ends.items() if end > 0}
+    if not left:
+        return 0
+    consumer = Consumer(
+        {
+            "fetch.wait.max.ms": 10,
+            "queued.max.messages.kbytes": 131_072,
+            **connection.settings(),
+            "group.id": "tapewatch-state-reader",  # asked for by the client; nothing is committed
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+            "group.protocol": "classic",
+        }
+    )
+    read = 0
+    try:
+        consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in sorted(left)])
+        while left:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"topic {topic} was not read to its end within {timeout_s:.0f} s"
+                )
+            going_on()
+            for message in consumer.consume(_BATCH, _POLL_S):
+                partition, error = message.partition(), message.error()
+                if error is None:
+                    key, value = message.key(), message.value()
+                    if partition is not None and key is not None:
+                        read += len(key) + len(value or b"")
+                        take(partition, key, value)
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                    # With a transaction under way this is where it began, not yet the end.
+                    if partition is not None and (message.offset() or 0) >= ends[partition]:
+                        left.discard(partition)
+                elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise KafkaUnusableError(
+                        f"Kafka: {error.name()}: this user may not read topic {topic}: "
+                        f"{error.str()}"
+                    )
+    finally:
+        consumer.close()
+    return read
+
+
+def _ends(
+    connection: Connection, topic: str, partitions: Iterable[int], timeout_s: float
+) -> dict[int, int]:
+    """Next offset of each partition, whatever is committed."""
+    admin = AdminClient(connection.settings())  # type: ignore[arg-type]
+    asked = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}  # type: ignore[no-untyped-call]
+    found = admin.list_offsets(
+        asked,
+        isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        request_timeout=timeout_s,
+    )
+    try:
+        return {place.partition: future.result(timeout_s).offset for place, future in found.items()}
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise KafkaUnusableError(
+                f"Kafka: {error.args[0].name()}: this user may not read topic {topic}"
+            ) from error
+        raise TimeoutError(str(error.args[0].str())) from error
