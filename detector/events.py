@@ -1,64 +1,64 @@
-"""Episodes: one burst of anomalous ticks is one episode that opens, updates and closes.
+"""What subscribers get: one published fact about one episode.
 
-`EpisodePolicy` says when; `EpisodeBook` is the running state of one partition; `AnomalyEvent` is
-what subscribers get. Time here is event time, and an event is a function of the input alone:
-`ts_detected` is stamped by whoever publishes it. The book knows nothing of Kafka.
+Time here is event time, and an event is a function of the input alone: `ts_detected` is stamped by
+whoever publishes it. When episodes open and close is in `detector.episodes`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
-from detector import kernels_episodes as k
+from detector.episodes import (
+    PHASES,
+    CloseReason,
+    EpisodeBook,
+    EpisodePolicy,
+    Phase,
+    Transition,
+)
 from detector.naming import Name
-from detector.ticks import NS_PER_S, Quality
+from detector.ticks import Quality
 
-Phase = Literal["open", "update", "close"]
+__all__ = [
+    "CRITICAL_FROM",
+    "MAJOR_FROM",
+    "PHASES",
+    "SEVERITIES",
+    "TOP_FEATURES",
+    "AnomalyEvent",
+    "CloseReason",
+    "EpisodeBook",
+    "EpisodePolicy",
+    "Phase",
+    "RaisedBy",
+    "Severity",
+    "Source",
+    "Summary",
+    "TopFeature",
+    "Transition",
+    "episode_id",
+    "event_id",
+    "event_schema",
+    "flag_labels",
+    "raised_by",
+    "severity_of",
+]
+
 Severity = Literal["minor", "major", "critical"]
-CloseReason = Literal["quiet", "silent", "evicted", "model"]
 RaisedBy = Literal["values", "combination"]
 
-PHASES: Final[tuple[Phase, ...]] = ("open", "update", "close")
 SEVERITIES: Final[tuple[Severity, ...]] = ("minor", "major", "critical")
-CLOSE_REASONS: Final[tuple[CloseReason, ...]] = ("quiet", "silent", "evicted", "model")
-"""The first three are the kernel's; "model": another model scores the partition from here on."""
 TOP_FEATURES: Final = 5
 MAJOR_FROM: Final = 2.0
 CRITICAL_FROM: Final = 4.0
 """Of score / threshold: 1.2 and 2.4 decades rarer than the threshold, see `model.SCORE_SCALE`."""
-_NO_ROWS: Final = np.empty(0, np.int64)
-_NO_EVIDENCE: Final = np.empty((1, 0))
-_BUFFER_ROWS: Final = 256
-_EPISODE_ROWS: Final = 64
-
-
-@dataclass(frozen=True)
-class EpisodePolicy:
-    """When an episode updates and closes. It opens at once, with the score at its threshold.
-
-    Parameters
-    ----------
-    close_ratio
-        A tick keeps its episode open while its score is at least this share of the threshold.
-    quiet_s
-        Event time without such a tick after which the episode closes, in seconds. The same time
-        counts for an instrument that sends nothing, on its partition's watermark.
-    update_interval_s
-        Least event time between two published updates, in seconds.
-    """
-
-    close_ratio: float = 0.8
-    quiet_s: float = 5.0
-    update_interval_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,31 +183,6 @@ class AnomalyEvent:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """What the episode kernel found: a phase of one episode, before it is explained.
-
-    `row` is the batch row of the tick that caused it, -1 where none did. `peak_row` is the row of
-    the episode's highest score, or -1 when that tick came in an earlier batch. `evidence` is the
-    sum over the alarms so far of what each says about the episode.
-    """
-
-    phase: Phase
-    reason: CloseReason
-    row: int
-    slot: int
-    key: int
-    ts_start: int
-    ts_alive: int
-    open_offset: int
-    open_index: int
-    ticks: int
-    alarms: int
-    peak_row: int
-    peak: tuple[float, float, float, float, float, float]
-    evidence: npt.NDArray[np.float64] = field(default_factory=lambda: _NO_EVIDENCE[0])
-
-
 @cache
 def event_schema() -> Mapping[str, Any]:
     """Return the JSON Schema (draft 2020-12) that every published event satisfies."""
@@ -254,205 +229,3 @@ def _digest(text: str) -> str:
 def flag_labels(quality: int) -> tuple[str, ...]:
     """Return the names of the `Quality` bits that are set, in order of their value."""
     return tuple(flag.label for flag in Quality if quality & flag)
-
-
-class EpisodeBook:
-    """The running episodes of one input partition: four bytes an instrument, a row an open one.
-
-    Parameters
-    ----------
-    slots
-        Size of the feature bank the slots come from.
-    policy
-        When episodes update and close.
-    evidence
-        Numbers of an alarm's evidence, V; 0: episodes have no names.
-    """
-
-    def __init__(self, slots: int, policy: EpisodePolicy, evidence: int = 0) -> None:
-        self._policy = policy
-        self._places = np.full(slots, k.CLOSED, np.int32)
-        self._partition = np.array([np.iinfo(np.int64).min, k.NEVER, 0], np.int64)
-        # What an open episode's peak was: indices of features, then value, expected, share of each.
-        self._explained: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]] = {}
-        self._clear(evidence)
-
-    @property
-    def open_episodes(self) -> int:
-        """How many episodes are open now."""
-        return int(self._partition[k.OPEN_COUNT])
-
-    def step(
-        self,
-        slots: npt.NDArray[np.int32],
-        keys: npt.NDArray[np.int64],
-        ts: npt.NDArray[np.int64],
-        offsets: npt.NDArray[np.int64],
-        indices: npt.NDArray[np.int32],
-        measures: npt.NDArray[np.float64],
-        alarm_rows: npt.NDArray[np.int64] = _NO_ROWS,
-        evidence: npt.NDArray[np.float64] | None = None,
-    ) -> list[Transition]:
-        """Advance by one batch and return what happened, in order.
-
-        `measures` is `(6, n)` float64: score, threshold, stage 1, stage 2, tail and alone, NaN
-        where a tick was not scored. The other columns are `(n,)`. Where episodes are named,
-        `alarm_rows` `(m,)` are all rows that reach their threshold, ascending, and `evidence` is
-        `(m, V)`.
-        """
-        if evidence is None:
-            evidence = np.empty((0, self._sums.shape[1]))
-        found: list[Transition] = []
-        self._age_peaks()
-        first, n = 0, len(slots)
-        while first < n:
-            self._make_room()
-            first, count = k.step_episodes(
-                first,
-                slots,
-                keys,
-                ts,
-                offsets,
-                indices,
-                measures,
-                alarm_rows,
-                evidence,
-                self._state,
-                self._peak,
-                self._sums,
-                self._partition,
-                self._places,
-                self._open_slots,
-                self._free,
-                self._policy.close_ratio,
-                round(self._policy.quiet_s * NS_PER_S),
-                round(self._policy.update_interval_s * NS_PER_S),
-                self._transitions,
-                self._peaks,
-                self._told_sums,
-            )
-            found.extend(self._taken(count))
-        return found
-
-    def improved_peaks(self) -> list[tuple[int, int]]:
-        """`(slot, row)` of the open episodes whose highest score lies in the last batch."""
-        open_slots = self._open_slots[: self.open_episodes]
-        rows = self._state[self._places[open_slots], k.PEAK_ROW]
-        return [(int(s), int(r)) for s, r in zip(open_slots, rows, strict=True) if r >= 0]
-
-    def remember(self, slot: int, index: npt.NDArray[np.int16], values: npt.NDArray[Any]) -> None:
-        """Keep the explanation of an episode's peak: `(K,)` feature indices, `(K, 3)` values."""
-        self._explained[slot] = index, values
-
-    def remembered(self, slot: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
-        """Return what `remember` kept for the slot, as `(index, values)`."""
-        return self._explained[slot]
-
-    def start_over(self, evidence: int) -> list[Transition]:
-        """Close every open episode because another model takes over; between two batches only.
-
-        Afterwards the book is as new, with alarms of `evidence` numbers each, but for the
-        partition's watermark, which follows from the ticks alone. What `remember` kept for the
-        closed ones can be had until the next `step`. In order of opening.
-        """
-        slots = self._open_slots[: self.open_episodes].copy()
-        places = self._places[slots]
-        self._state[places, k.PEAK_ROW] = -1
-        found = [
-            _transition("close", "model", -1, slot, state, peak, sums)
-            for slot, state, peak, sums in zip(
-                slots.tolist(),
-                self._state[places].tolist(),
-                self._peak[places].tolist(),
-                self._sums[places].copy(),
-                strict=True,
-            )
-        ]
-        self._places[slots] = k.CLOSED
-        self._partition[[k.NEXT_DEADLINE, k.OPEN_COUNT]] = k.NEVER, 0
-        self._clear(evidence)
-        return found
-
-    def _clear(self, evidence: int) -> None:
-        """Give the book no room for open episodes yet, and buffers for transitions."""
-        self._state = np.zeros((0, k.STATE_COLUMNS), np.int64)
-        self._peak = np.zeros((0, k.PEAK_COLUMNS), np.float64)
-        self._sums = np.zeros((0, evidence), np.float64)
-        self._open_slots = np.zeros(0, np.int32)
-        self._free = np.zeros(0, np.int32)
-        self._transitions = np.zeros((_BUFFER_ROWS, k.TRANSITION_COLUMNS), np.int64)
-        self._peaks = np.zeros((_BUFFER_ROWS, k.PEAK_COLUMNS), np.float64)
-        self._told_sums = np.zeros((_BUFFER_ROWS, evidence), np.float64)
-
-    def _age_peaks(self) -> None:
-        """Peaks of the last batch become peaks of an earlier one; closed ones are forgotten."""
-        open_slots = self._open_slots[: self.open_episodes]
-        self._state[self._places[open_slots], k.PEAK_ROW] = -1
-        if len(self._explained) > 2 * len(open_slots) + _EPISODE_ROWS:
-            kept = self._explained
-            self._explained = {slot: kept[slot] for slot in open_slots.tolist()}
-
-    def _make_room(self) -> None:
-        """Let at least one more episode open, and every one of them close at one tick."""
-        rows = len(self._state)
-        if self.open_episodes == rows:
-            more = max(_EPISODE_ROWS, rows)
-            self._state = np.concatenate([self._state, np.zeros((more, k.STATE_COLUMNS), np.int64)])
-            self._peak = np.concatenate([self._peak, np.zeros((more, k.PEAK_COLUMNS))])
-            width = self._sums.shape[1]
-            self._sums = np.concatenate([self._sums, np.zeros((more, width))])
-            self._open_slots = np.concatenate([self._open_slots, np.zeros(more, np.int32)])
-            # None is free now: the new rows are the free ones, at the front of the list.
-            self._free = np.zeros(rows + more, np.int32)
-            self._free[:more] = np.arange(rows + more - 1, rows - 1, -1)
-        need = self.open_episodes + _BUFFER_ROWS
-        if need > len(self._transitions):
-            self._transitions = np.zeros((2 * need, k.TRANSITION_COLUMNS), np.int64)
-            self._peaks = np.zeros((2 * need, k.PEAK_COLUMNS), np.float64)
-            self._told_sums = np.zeros((2 * need, self._sums.shape[1]), np.float64)
-
-    def _taken(self, count: int) -> Iterator[Transition]:
-        for t, peak, evidence in zip(
-            self._transitions[:count].tolist(),
-            self._peaks[:count].tolist(),
-            self._told_sums[:count].copy(),
-            strict=True,
-        ):
-            yield _transition(
-                PHASES[t[k.KIND]],
-                CLOSE_REASONS[t[k.REASON]],
-                t[k.ROW],
-                t[k.SLOT],
-                t[k.STATE :],
-                peak,
-                evidence,
-            )
-
-
-def _transition(
-    phase: Phase,
-    reason: CloseReason,
-    row: int,
-    slot: int,
-    state: list[int],
-    peak: list[float],
-    evidence: npt.NDArray[np.float64],
-) -> Transition:
-    """Make a transition of a row of the integer and one of the floating state."""
-    score, threshold, stage1, stage2, tail, alone = peak
-    return Transition(
-        phase=phase,
-        reason=reason,
-        row=row,
-        slot=slot,
-        key=state[k.KEY],
-        ts_start=state[k.START_TS],
-        ts_alive=state[k.ALIVE_TS],
-        open_offset=state[k.OPEN_OFFSET],
-        open_index=state[k.OPEN_INDEX],
-        ticks=state[k.TICKS],
-        alarms=state[k.ALARMS],
-        peak_row=state[k.PEAK_ROW],
-        peak=(score, threshold, stage1, stage2, tail, alone),
-        evidence=evidence,
-    )

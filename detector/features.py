@@ -416,7 +416,7 @@ def _check_snapshot(
             f"feature snapshot of fingerprint {bytes(arrays['fingerprint']).hex()[:12]}; this bank "
             f"computes {spec.fingerprint[:12]}: rebuild the state by replay"
         )
-    used = len(arrays["keys"])
+    used = arrays["keys"].size
     if used > max_instruments:
         raise ValueError(f"feature snapshot of {used} instruments; at most {max_instruments} fit")
     expected: dict[str, tuple[tuple[int, ...], Any]] = {

@@ -4,13 +4,16 @@ Training, replay, evaluation, benchmarks and the daemon all drive this object. I
 reads no clock, logs and counts nothing: an `Outcome` states the facts, others act on them.
 
 `prepare` touches only feature banks and `finish` only the scorer and the episodes, so that one
-thread may prepare the next micro-batch while another finishes the present one.
+thread may prepare the next micro-batch while another finishes the present one. State goes out and
+comes back in the same two halves: `capture_features` is the first thread's, `capture_decisions` and
+`take_delta` are the second's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +36,9 @@ from detector.events import (
 )
 from detector.features import FeatureBank, FeatureBlock, FeatureSpec
 from detector.naming import Name, head_inputs
+from detector.partition_state import DecisionState, Touched, restored
 from detector.scorer import Explanation, ScoreBlock, Scorer
+from detector.state_checks import Arrays
 from detector.symbols import SymbolMap
 from detector.thresholds import ThresholdBook, TradingTime
 from detector.ticks import Batch, Quality, split_key
@@ -156,9 +161,7 @@ class Pipeline:
         self._spec = spec or PipelineSpec()
         self.symbols = symbols or SymbolMap()
         self._banks: dict[int, FeatureBank] = {}
-        self._books: dict[int, EpisodeBook] = {}
-        self._adapt = self._spec.adapt and scorer.thresholds.adaptive
-        self._thresholds: dict[int, ThresholdBook] = {}
+        self._states: dict[int, DecisionState] = {}
         self._drift: dict[int, DriftBook] = {}
         self._trading: dict[int, TradingTime] = {}
 
@@ -184,12 +187,104 @@ class Pipeline:
         return Outcome(tuple(events), blocks, scores, dropped, flagged, hours)
 
     def release(self, partition: int) -> None:
-        """Forget a partition that now belongs to another process."""
+        """Forget a partition that now belongs to another process, or that will be restored."""
         self._banks.pop(partition, None)
-        self._books.pop(partition, None)
-        self._thresholds.pop(partition, None)
+        self._states.pop(partition, None)
         self._drift.pop(partition, None)
         self._trading.pop(partition, None)
+
+    def replay(self, batch: Batch) -> None:
+        """Take a batch into the windows and learn its names, without scoring it.
+
+        For the ticks between a snapshot of features and the offset up to which the decision state
+        is known; by the thread that prepares, while the other has nothing of the partition.
+        """
+        self._bank(batch.partition).update(batch)
+        if batch.symbols:
+            self._state_of(batch.partition).names.learn(batch.symbols, self.symbols)
+
+    def capture_features(self, partition: int) -> dict[str, npt.NDArray[Any]]:
+        """Copy the windows of a partition out, as `FeatureBank.snapshot`; {} if it has none yet.
+
+        By the thread that prepares.
+        """
+        bank = self._banks.get(partition)
+        return {} if bank is None else bank.snapshot()
+
+    def capture_decisions(self, partition: int) -> dict[str, npt.NDArray[Any]]:
+        """Copy out all of a partition that depends on scores, its watermark and its names.
+
+        By the thread that finishes, between two `finish`. The next delta is the same with and
+        without it: what was told before may then go on without the capture, and it may too.
+
+        Returns
+        -------
+        arrays
+            As in `partition_state`: `episodes.*`, `thresholds.*`, `names.*`.
+        """
+        return self._state_of(partition).capture()
+
+    def take_delta(self, partition: int) -> dict[str, npt.NDArray[Any]]:
+        """Copy out what of that changed since the last call, or since `restore`.
+
+        By the thread that finishes, between two `finish`. After `change_model`, and after a
+        `restore` that took over no episodes and thresholds, it holds `reset`: what was told before
+        it is void.
+
+        Returns
+        -------
+        arrays
+            As in `partition_state`, with a row for each instrument that had a tick.
+        """
+        return self._state_of(partition).take_delta()
+
+    def restore(
+        self,
+        partition: int,
+        features: Arrays,
+        decisions: Arrays,
+        deltas: Sequence[Arrays],
+        *,
+        same_model: bool = True,
+    ) -> None:
+        """Replace a partition's state; while neither thread has anything of it.
+
+        `replay` of the ticks between the two offsets, and going on from there, equals never having
+        stopped: features, scores, thresholds and events, to the last bit. Trading time and the
+        counts for drift begin anew, they are for metrics only.
+
+        Parameters
+        ----------
+        partition
+            Of the input topic.
+        features
+            What `capture_features` gave; {}: fresh windows.
+        decisions
+            What `capture_decisions` gave; {}: nothing has been decided before the first delta.
+        deltas
+            All that `take_delta` gave since, up to the offset to go on from.
+        same_model
+            Whether the model in force then is the present one. If not, the watermark and the names
+            are all that is taken over of `decisions` and `deltas`.
+
+        Raises
+        ------
+        ValueError
+            Something does not fit this pipeline. The partition is then released.
+        """
+        self.release(partition)
+        bank = self._features.bank(self._spec.max_instruments)
+        if features:
+            bank.restore(features)
+        state, names = restored(
+            self._new_state,
+            len(self._features.names),
+            [decisions, *deltas],
+            same_model=same_model,
+        )
+        self._banks[partition] = bank
+        self._states[partition] = state
+        self.symbols.learn(names)
 
     def change_model(
         self, scorer: Scorer, next_offsets: Mapping[int, int]
@@ -224,14 +319,16 @@ class Pipeline:
             )
         width = 0 if scorer.head is None else scorer.head.width
         closed: list[AnomalyEvent] = []
-        for partition, book in sorted(self._books.items()):
-            transitions = book.start_over(width)
+        states = sorted(self._states.items())
+        for partition, state in states:
+            transitions = state.book.start_over(width)
             if partition in next_offsets:
                 source = Source(self._spec.topic, partition, next_offsets[partition], 0)
-                closed += [self._told(t, source, book.remembered(t.slot)) for t in transitions]
+                remembered = state.book.remembered
+                closed += [self._told(t, source, remembered(t.slot)) for t in transitions]
         self._scorer = scorer
-        self._adapt = self._spec.adapt and scorer.thresholds.adaptive
-        self._thresholds = {}
+        for _, state in states:
+            state.start_over(self._new_thresholds())
         self._drift = {}
         self.symbols.learn(scorer.symbols)
         return tuple(closed)
@@ -248,11 +345,13 @@ class Pipeline:
 
     def tracked_instruments(self) -> dict[int, int]:
         """Instruments tracked now, by partition."""
-        return {partition: bank.instruments for partition, bank in self._banks.items()}
+        banks = list(self._banks.items())  # at once: another thread may add one
+        return {partition: bank.instruments for partition, bank in banks}
 
     def evictions(self) -> dict[int, int]:
         """Instruments evicted so far, by partition."""
-        return {partition: bank.evictions for partition, bank in self._banks.items()}
+        banks = list(self._banks.items())
+        return {partition: bank.evictions for partition, bank in banks}
 
     def admissions(self, partition: int) -> int:
         """How often an instrument was newly tracked in the partition."""
@@ -261,7 +360,8 @@ class Pipeline:
 
     def open_episodes(self) -> dict[int, int]:
         """Open episodes, by partition."""
-        return {partition: book.open_episodes for partition, book in self._books.items()}
+        states = list(self._states.items())  # at once: another thread may add one
+        return {partition: state.book.open_episodes for partition, state in states}
 
     def drift(self) -> Drift | None:
         """How far all partitions together have moved; None while there are too few rows."""
@@ -281,13 +381,23 @@ class Pipeline:
             self._banks[partition] = self._features.bank(self._spec.max_instruments)
         return self._banks[partition]
 
-    def _book(self, partition: int) -> EpisodeBook:
-        if partition not in self._books:
-            head = self._scorer.head
-            self._books[partition] = EpisodeBook(
-                self._spec.max_instruments, self._spec.policy, 0 if head is None else head.width
-            )
-        return self._books[partition]
+    def _state_of(self, partition: int) -> DecisionState:
+        if partition not in self._states:
+            self._states[partition] = self._new_state()
+        return self._states[partition]
+
+    def _new_state(self) -> DecisionState:
+        slots, head = self._spec.max_instruments, self._scorer.head
+        book = EpisodeBook(slots, self._spec.policy, 0 if head is None else head.width)
+        return DecisionState(book, self._new_thresholds(), Touched(slots))
+
+    def _new_thresholds(self) -> ThresholdBook | None:
+        """Return thresholds that follow the alarms they cause, where model and spec want that."""
+        spec, thresholds = self._spec, self._scorer.thresholds
+        if not (spec.adapt and thresholds.adaptive):
+            return None
+        policy = spec.policy
+        return ThresholdBook(thresholds, spec.max_instruments, policy.close_ratio, policy.quiet_s)
 
     def _score(self, blocks: Sequence[FeatureBlock]) -> tuple[ScoreBlock, ...]:
         """One scoring call for all partitions: a call has a cost of its own."""
@@ -300,20 +410,11 @@ class Pipeline:
 
     def _apply(self, part: Prepared, scores: ScoreBlock) -> ScoreBlock:
         """Replace the frozen thresholds by those that the partition's own alarms led to."""
-        if not self._adapt:
+        thresholds = self._state_of(part.batch.partition).thresholds
+        if thresholds is None:
             return scores
-        partition, block = part.batch.partition, part.block
-        if partition not in self._thresholds:
-            policy = self._spec.policy
-            self._thresholds[partition] = ThresholdBook(
-                self._scorer.thresholds,
-                self._spec.max_instruments,
-                policy.close_ratio,
-                policy.quiet_s,
-            )
-        applied = self._thresholds[partition].apply(
-            block.slots, block.keys, block.ts, scores.rows, scores.score
-        )
+        block = part.block
+        applied = thresholds.apply(block.slots, block.keys, block.ts, scores.rows, scores.score)
         return replace(scores, threshold=applied)
 
     def _compare(self, prepared: Sequence[Prepared], scores: Sequence[ScoreBlock]) -> None:
@@ -338,9 +439,11 @@ class Pipeline:
     def _decide(self, part: Prepared, scores: ScoreBlock) -> _Decision:
         """Advance a partition's episodes by its batch."""
         block, batch = part.block, part.batch
+        state = self._state_of(batch.partition)
         if batch.symbols:
-            self.symbols.learn(batch.symbols)
-        book = self._book(batch.partition)
+            state.names.learn(batch.symbols, self.symbols)
+        state.touched.mark(block.slots)
+        book = state.book
         measures = np.stack(
             [
                 scores.score,
@@ -381,7 +484,7 @@ class Pipeline:
         events: list[AnomalyEvent] = []
         for part, decision, rows in zip(prepared, decisions, wanted, strict=True):
             explained = {row: next(reasons) for row in rows}
-            book = self._book(part.batch.partition)
+            book = self._state_of(part.batch.partition).book
             events.extend(
                 self._event(part.batch, part.block, decision.measures, transition, explained, book)
                 for transition in decision.transitions

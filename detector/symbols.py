@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,34 +25,43 @@ class SymbolMap:
     """Instrument key to name, first come first kept, never more than `limit` learnt names.
 
     A second name for a key already named is a collision: the first name stays, and
-    `take_collisions` tells of it. Names given at construction do not count against the limit.
+    `take_collisions` tells of it. Names given at construction do not count against the limit. Any
+    thread may call it: intake learns while it replays one partition, decision while it decides
+    another.
     """
 
     def __init__(self, names: Mapping[int, str] | None = None, limit: int = 1_000_000) -> None:
         self._names = dict(names or {})
         self._limit = limit + len(self._names)
         self._collisions: dict[tuple[int, str], str] = {}
+        self._learning = threading.Lock()  # or two threads could both find a key without a name
 
     def learn(self, names: Mapping[int, str]) -> None:
         """Take over the names of keys that have none yet."""
         if names.items() <= self._names.items():  # as those of a model's next version mostly are
             return
-        for key, name in names.items():
-            known = self._names.get(key)
-            if known is None:
-                if len(self._names) < self._limit:
-                    self._names[key] = name
-            elif known != name and len(self._collisions) < self._limit:
-                self._collisions[key, name] = known
+        with self._learning:
+            for key, name in names.items():
+                known = self._names.get(key)
+                if known is None:
+                    if len(self._names) < self._limit:
+                        self._names[key] = name
+                elif known != name and len(self._collisions) < self._limit:
+                    self._collisions[key, name] = known
 
     def take_collisions(self) -> list[tuple[int, str, str]]:
         """Return the collisions since the last call as `(key, kept, refused)`."""
-        taken, self._collisions = self._collisions, {}
+        with self._learning:
+            taken, self._collisions = self._collisions, {}
         return [(key, kept, refused) for (key, refused), kept in taken.items()]
 
     def known(self) -> dict[int, str]:
         """Return every name there is, by key."""
         return dict(self._names)
+
+    def get(self, key: int) -> str | None:
+        """Return the instrument's name, None where none is known."""
+        return self._names.get(key)
 
     def name(self, key: int) -> str:
         """Return the instrument's name, or `publisher:id` where none is known."""

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detector import kernels_thresholds as k
+from detector.state_checks import check_arrays, check_slots
 from detector.ticks import NS_PER_S
 
 Float64 = npt.NDArray[np.float64]
@@ -346,26 +347,56 @@ class ThresholdBook:
             An array is missing, unknown, of another shape or type, not finite, or of more slots
             than there are. The state is then unchanged.
         """
-        mine = {"integers": self._integers, "floats": self._floats}
-        if set(arrays) != set(mine):
-            raise ValueError(f"threshold snapshot holds {sorted(arrays)}; needed: {sorted(mine)}")
-        used = len(arrays["integers"])
+        used = self._checked("threshold snapshot", arrays, "integers")
         if used > len(self._integers):
             raise ValueError(
                 f"threshold snapshot of {used} slots; at most {len(self._integers)} fit"
             )
-        for name, state in mine.items():
-            shape, found = (used, state.shape[1]), arrays[name]
-            if found.shape != shape or found.dtype != state.dtype:
-                raise ValueError(
-                    f"threshold snapshot: {name} is {found.dtype}{found.shape}, "
-                    f"needed {state.dtype}{shape}"
-                )
+        self._integers[:used], self._floats[:used] = arrays["integers"], arrays["floats"]
+        self._integers[used:], self._floats[used:] = 0, 0
+
+    def rows(self, slots: npt.NDArray[np.integer]) -> dict[str, npt.NDArray[Any]]:
+        """Copy the state of some slots out: what a delta carries of them.
+
+        Returns
+        -------
+        arrays
+            `slots` `(m,)` int32, `integers` and `floats` with a row for each.
+        """
+        return {
+            "slots": slots.astype(np.int32),
+            "integers": self._integers[slots],
+            "floats": self._floats[slots],
+        }
+
+    def put(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Replace the state of some slots by what `rows` gave; the others stay as they are.
+
+        Raises
+        ------
+        ValueError
+            As in `restore`; or a slot that does not exist or occurs twice. The state is then
+            unchanged.
+        """
+        self._checked("threshold delta", arrays, "slots", slots=((), np.dtype(np.int32)))
+        slots = arrays["slots"]
+        check_slots("threshold delta", slots, len(self._integers))
+        self._integers[slots], self._floats[slots] = arrays["integers"], arrays["floats"]
+
+    def _checked(
+        self,
+        what: str,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        first: str,
+        **more: tuple[tuple[int, ...], np.dtype[Any]],
+    ) -> int:
+        """Raise ValueError unless the arrays are a state of as many rows as `first` has."""
+        mine = {"integers": self._integers, "floats": self._floats}
+        columns = {name: (state.shape[1:], state.dtype) for name, state in mine.items()} | more
+        used = check_arrays(what, arrays, columns, first)
         if not np.isfinite(arrays["floats"]).all():
-            raise ValueError("threshold snapshot: floats holds NaN or infinite values")
-        for name, state in mine.items():
-            state[:used] = arrays[name]
-            state[used:] = 0
+            raise ValueError(f"{what}: floats holds NaN or infinite values")
+        return used
 
 
 class TradingTime:

@@ -32,6 +32,7 @@ from detector.artifact import (
 )
 from detector.event_view import line_of
 from detector.events import EpisodeBook, EpisodePolicy, event_schema
+from detector.features import DEFAULT, FeatureSpec
 from detector.naming import MEASURES, ORDINARY, TYPES, UNKNOWN, Head, head_inputs
 from detector.pipeline import Pipeline
 from detector.scorer import Scorer
@@ -180,9 +181,9 @@ def test_episode_holds_the_evidence_of_its_alarms(
 # ---- the folder ---------------------------------------------------------------------------------
 
 
-def named_artifact(folder: Path, threshold: float = 1.0) -> Artifact:
+def named_artifact(folder: Path, threshold: float = 1.0, spec: FeatureSpec = DEFAULT) -> Artifact:
     """Return a random model that carries a random head."""
-    artifact = random_artifact(folder / "plain", threshold=threshold)
+    artifact = random_artifact(folder / "plain", spec, threshold=threshold)
     head = random_head(artifact.weights["stage2.centre"].size)
     section = Classifier(
         classes=list(head.classes),
