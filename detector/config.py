@@ -153,6 +153,11 @@ class TopicsConfig(_Section):
         default="anomalies.dlq", description="Messages that could not be decoded, byte for byte."
     )
 
+    state: str = Field(
+        default="tapewatch.state",
+        description="State of the daemon: compacted, with as many partitions as the input.",
+    )
+
     latents: str | None = Field(
         default=None,
         description="Latents of the scored ticks, keyed by symbol, see docs/latents.md; default: "
@@ -170,8 +175,11 @@ class TopicsConfig(_Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> TopicsConfig:
-        if len({self.ticks, self.anomalies, self.dead_letters, self.latents}) < 4:
-            raise ValueError("ticks, anomalies, dead_letters and latents must be different topics")
+        names = {self.ticks, self.anomalies, self.dead_letters, self.state, self.latents}
+        if len(names) < 5:
+            raise ValueError(
+                "ticks, anomalies, dead_letters, state and latents must be different topics"
+            )
         return self
 
 
@@ -319,6 +327,38 @@ class CommitConfig(_Section):
     )
 
 
+    transaction_timeout_ms: int = Field(
+        default=10_000,
+        ge=1000,
+        le=900_000,
+        description="With exactly_once: the cluster aborts a transaction left open for so long, in "
+        "ms. What a killed daemon left open blocks readers until then, or until it is back.",
+    )
+
+
+class StateConfig(_Section):
+    """What of the windows, thresholds and episodes outlives the process."""
+
+    keep: bool = Field(
+        default=True,
+        description="Keep state on topics.state, so that a restart or a rebalance goes on where "
+        "it was. false: windows start cold; only with at_least_once.",
+    )
+    snapshot_interval_s: float = Field(
+        default=60.0,
+        ge=0.1,
+        le=86_400,
+        description="Time between two snapshots of a partition's windows, in seconds; a restart "
+        "reads the ticks since the last one again.",
+    )
+    warm_up_messages: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Most retained messages of a partition that warm its windows where there is "
+        "no usable snapshot.",
+    )
+
+
 class HttpConfig(_Section):
     """The port of /metrics, /healthz and /readyz."""
 
@@ -404,10 +444,11 @@ class LogConfig(_Section):
 class Config(_Section):
     """Everything `tapewatch run` can be told."""
 
-    delivery: Literal["at_least_once"] = Field(
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
         default="at_least_once",
-        description="Guarantee for events: repeats are possible after a crash and carry the same "
-        "event_id.",
+        description="Guarantee for events. at_least_once: repeats are possible after a crash and "
+        "carry the same event_id. exactly_once: a read_committed reader sees each event once; "
+        "events become visible a transaction later. docs/guarantees.md defines both.",
     )
     kafka: KafkaConfig = KafkaConfig()
     topics: TopicsConfig = TopicsConfig()
@@ -419,8 +460,18 @@ class Config(_Section):
     thresholds: ThresholdsConfig = ThresholdsConfig()
     drift: DriftConfig = DriftConfig()
     commit: CommitConfig = CommitConfig()
+    state: StateConfig = StateConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _keeps_what_it_promises(self) -> Config:
+        if self.delivery == "exactly_once" and not self.state.keep:
+            raise ValueError(
+                "delivery = 'exactly_once' needs state.keep = true: without its state a restarted "
+                "daemon tells other events"
+            )
+        return self
 
 
 def load_config(path: Path | None, environment: Mapping[str, str] | None = None) -> Config:

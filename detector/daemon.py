@@ -2,63 +2,62 @@
 
 Two threads do the work, so that features of the next micro-batch are computed while the present
 one is scored: *intake* (the caller's thread) owns the consumer, the decoder and the feature banks;
-*decision* owns the scorer, the episodes and what is published. Between them stands a queue of two
-micro-batches; when decision or the brokers are slow, intake waits and consumption slows down.
-While decision has nothing to do, intake decides a small micro-batch itself: there is nothing to
-overlap then, and handing over costs more than deciding. Delivery reports come on a third thread and
-only settle tickets in the ledger.
+*decision* (`detector.decision`) owns the scorer, the episodes and what is published. Between them
+stands a queue of two micro-batches; when decision or the brokers are slow, intake waits and
+consumption slows down. While decision has nothing to do, intake decides a small micro-batch itself:
+there is nothing to overlap then, and handing over costs more than deciding. Delivery reports come
+on a third thread and only settle tickets in the ledger.
 
-This is the only module that joins I/O, pipeline and metrics.
+This module is intake, the assignment and the life of the process.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import hashlib
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import structlog
 
+from detector.collecting import rare_collections
+from detector.decision import Decision, Observer
 from detector.errors import FailedError
-from detector.events import AnomalyEvent
 from detector.kafka import (
     KafkaUnusableError,
     PartitionMessages,
     Publisher,
     TickConsumer,
+    TransactionalPublisher,
+    TransactionLostError,
 )
-from detector.latents import LatentMessage, latent_messages
-from detector.ledger import Ledger, Ticket
-from detector.metrics import STALE_AFTER_S, Metrics
-from detector.model_changes import LOGGED_AS, ModelChange
+from detector.ledger import Ledger
+from detector.metrics import Metrics
+from detector.model_changes import ModelChange
 from detector.model_watch import LoadedModel
-from detector.pipeline import Outcome, Pipeline, Prepared
-from detector.ticks import UNDEFINED_TIME, TickBatch
+from detector.outbox import Addresses, Outbox
+from detector.partitions import Partitions
+from detector.pipeline import Pipeline, Prepared
+from detector.state_checks import Arrays
+from detector.state_keeper import Restored, StateKeeper
 from detector.wire import Decoder
+from detector.work import Work
 
 _log = structlog.get_logger("tapewatch")
 
 DRAIN_S: Final = 3.0
 """Time that a revocation or a shutdown may spend on finishing what is under way. A shutdown also
 waits for the decision thread, the group and the producer: 3 + 1 + 3 + 1 of its 10 seconds."""
-_QUEUED_BATCHES: Final = 2
 _ALONE_TICKS: Final = 1024
 """Up to here a micro-batch is decided by the thread that took it in, if nothing is under way."""
 _BEAT_LIMIT_S: Final = 30.0
 _DRIFT_INTERVAL_S: Final = 10.0
-_CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
-_TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; only it is cut for
-_DEAD_LETTER_PART_BYTES: Final = 64 * 1024
-_DEAD_LETTER_KEY_BYTES: Final = 1024
-_COLLECT_AFTER: Final = 200_000  # objects made and not freed: a dozen micro-batches of messages
+_ANSWER_S: Final = 5.0  # of the brokers, to one question
+_POLL_WITHIN_S: Final = 10.0  # the group takes a member that does not poll for dead, minutes later
 
 
 class DaemonFailedError(FailedError, RuntimeError):
@@ -81,6 +80,8 @@ class Settings:
         Time between two offset commits, in seconds.
     latency_from_recv
         Measure tick-to-event from `ts_recv` instead of the Kafka timestamp.
+    state
+        Topic of state; used with a `StateKeeper` only.
     """
 
     ticks: str
@@ -91,37 +92,7 @@ class Settings:
     max_delay_s: float = 0.001
     commit_interval_s: float = 1.0
     latency_from_recv: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """One micro-batch on its way from intake to decision."""
-
-    prepared: list[Prepared]
-    rejected: list[tuple[PartitionMessages, int, str]]
-    messages: dict[int, PartitionMessages]
-    generations: Mapping[int, int]
-    ticket: Ticket
-    outcome: Outcome | None = None  # where it was decided already and only has to be published
-    latents: Sequence[LatentMessage] = ()
-    changes: Sequence[ModelChange] = ()  # which model scores from here on, where that is new
-    model: LoadedModel | None = None  # to be put in force; such a work carries no ticks
-
-
-@dataclass(slots=True)
-class _Assigned:
-    """What is known of the assignment: next offsets, and how often each partition was given up."""
-
-    joined: bool = False
-    positions: dict[int, int] = field(default_factory=dict)
-    generations: dict[int, int] = field(default_factory=dict)
-
-
-class Observer(Protocol):
-    """Sees every micro-batch's outcome, for the terminal view of the demo."""
-
-    def observe(self, outcome: Outcome) -> None:
-        """Take one outcome; called from the decision thread."""
+    state: str = ""
 
 
 class Daemon:
@@ -136,11 +107,14 @@ class Daemon:
     consumer
         Builds the consumer, given the daemon as its `Assignment`.
     publisher
-        Where events and dead letters go.
+        Where events and dead letters go. A `TransactionalPublisher`, which needs a `keeper`, makes
+        delivery exactly-once.
     metrics
         Observed once a micro-batch.
     observer
         Sees every outcome.
+    keeper
+        Keeps the state over restarts; None: partitions begin cold.
     """
 
     def __init__(
@@ -152,23 +126,45 @@ class Daemon:
         publisher: Publisher,
         metrics: Metrics,
         observer: Observer | None = None,
+        keeper: StateKeeper | None = None,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._decoder = decoder
         self._publisher = publisher
         self._metrics = metrics
-        self._observer = observer
+        self._keeper = keeper
         self._consumer = consumer(self)
         metrics.kafka.watch("consumer", self._consumer.health)
         metrics.kafka.watch("producer", publisher.health)
         metrics.is_ready = lambda: self.ready()[0]
+        self._exactly_once = isinstance(publisher, TransactionalPublisher)
         self._ledger = Ledger()
-        self._work: queue.Queue[_Work | None] = queue.Queue(_QUEUED_BATCHES)
-        self._decision = threading.Thread(target=self._decide_all, name="decision", daemon=True)
+        self._partitions = Partitions()
+        self._outbox = Outbox(
+            Addresses(settings.ticks, settings.anomalies, settings.dead_letters, settings.latents),
+            publisher,
+            metrics,
+            pipeline.symbols.name,
+            self._refused,
+            latency_from_recv=settings.latency_from_recv,
+        )
+        self._decision = Decision(
+            pipeline,
+            self._outbox,
+            publisher,
+            metrics,
+            self._partitions,
+            self._ledger,
+            self._consumer,
+            (settings.ticks, settings.state),
+            keeper,
+            self._fail,
+            observer,
+            latents=settings.latents is not None,
+        )
         self._stop = threading.Event()
         self._failure: BaseException | None = None
-        self._assigned = _Assigned()
         self._partition_of: dict[int, int] = {}
         self._tracked: dict[int, int] = {}
         self._ticks_per_message = 1.0
@@ -177,12 +173,12 @@ class Daemon:
         self._commit_due = 0.0
         self._drift_due = 0.0
         self._commit_errors_seen = 0
+        self._uncommitted = False  # something was handed on since the last checkpoint
         self._started = False
         self._winding_down = False
-        self._again: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._unrestored = False
         self._offered: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
         self._newest = pipeline.model  # of the work handed on so far; decision may be behind
-        self._in_force: dict[int, ModelChange] = {}
 
     # ---- life ----------------------------------------------------------------------------------
 
@@ -195,13 +191,13 @@ class Daemon:
             When Kafka refuses what is needed, or a record was refused for good.
         """
         self._wait_for_topics()
-        if self._stop.is_set():
+        if self._stop.is_set() or not self._transactions_possible():
             return
         self._decision.start()
         self._consumer.subscribe()
         self._started = True
         try:
-            with _rare_collections():
+            with rare_collections():
                 while not self._stop.is_set() and self._failure is None:
                     self._intake()
         finally:
@@ -227,7 +223,7 @@ class Daemon:
 
     def models_in_force(self) -> list[ModelChange]:
         """Return for each partition which model scores it, and from which offset on."""
-        return sorted(self._in_force.copy().values())
+        return sorted(self._decision.in_force.copy().values())
 
     def healthy(self) -> tuple[bool, str]:
         """Whether the loop is alive: it came round within the last 30 seconds."""
@@ -246,10 +242,14 @@ class Daemon:
             return False, hung
         if not self._started:
             return False, "waiting for Kafka and its topics"
-        if not self._assigned.joined:
+        if not self._partitions.joined:
             return False, "waiting for the consumer group's assignment"
         if not self._consumer.health.reachable:
             return False, f"no broker reachable: {self._consumer.health.last_error}"
+        if self._decision.lost:
+            return False, "a transaction was lost, beginning anew from what is committed"
+        if waiting := sorted(self._partitions.replaying.copy()):
+            return False, f"windows of partitions {waiting} are being rebuilt from their ticks"
         return True, f"ready with {len(self._consumer.assigned_partitions)} partitions"
 
     def _hung(self) -> str:
@@ -271,6 +271,8 @@ class Daemon:
         wanted = [names.ticks, names.anomalies, names.dead_letters]
         if names.latents is not None:
             wanted.append(names.latents)
+        if self._keeper is not None:
+            wanted.append(names.state)
         wait_s = 0.5
         while not self._stop.is_set():
             self._beat = time.monotonic()
@@ -282,6 +284,7 @@ class Daemon:
                 self._stop.wait(wait_s)
                 wait_s = min(10.0, wait_s * 2)
                 continue
+            self._check_state_topic(topics)
             missing = [name for name in wanted if name not in topics]
             if missing:
                 raise DaemonFailedError(
@@ -291,11 +294,36 @@ class Daemon:
                 )
             return
 
+    def _check_state_topic(self, topics: Mapping[str, int]) -> None:
+        """Refuse a topic of state that cannot hold every partition's."""
+        names = self._settings
+        if self._keeper is None or not {names.state, names.ticks} <= set(topics):
+            return
+        if topics[names.state] < topics[names.ticks]:
+            raise DaemonFailedError(
+                f"topic {names.state} has {topics[names.state]} partitions, topic {names.ticks} "
+                f"has {topics[names.ticks]}: the state of a partition stands in the one of the "
+                "same number; give it as many"
+            )
+
+    def _transactions_possible(self) -> bool:
+        """Wait until transactions can be begun; False if told to stop before."""
+        if not isinstance(self._publisher, TransactionalPublisher):
+            return True
+
+        def stopping() -> bool:
+            self._beat = time.monotonic()
+            return self._stop.is_set()
+
+        return self._publisher.recover(stop=stopping)
+
     def _wind_down(self) -> None:
         """Finish what is under way, commit it, leave the group."""
+        self._checkpoint()
         self._winding_down = True
         settled = self._drain(DRAIN_S)
-        if self._decision.is_alive():
+        self._decision.stop()
+        if self._decision.alive:
             self._put(None, force=True)
             self._decision.join(1.0)
         left = self._consumer.close()  # calls `revoked`, which commits
@@ -308,22 +336,33 @@ class Daemon:
             failure=None if self._failure is None else str(self._failure),
         )
 
-    # ---- intake thread -------------------------------------------------------------------------
+    # ---- intake --------------------------------------------------------------------------------
 
     def _intake(self) -> None:
         self._beat = time.monotonic()
-        self._publish_again()
+        if self._decision.lost:
+            self._begin_anew()
+            return
+        self._outbox.send_again()
         self._take_offered()
         settings = self._settings
         most = max(1, int(settings.max_batch_size / self._ticks_per_message))
         fetched = self._consumer.fetch(most, settings.max_delay_s)
         self._raise_if_unusable()
+        if self._unrestored:  # told to stop while partitions were to be restored
+            return
         if fetched:
             self._metrics.stage.labels("batching").observe(self._consumer.waited_s)
             self._metrics.batch_wait.observe(self._consumer.waited_s)
-            self._hand_on(self._take_in(fetched))
+            fetched = self._replayed(fetched)
+        if fetched:
+            work = self._take_in(fetched)
+            self._hand_on(work)
+            self._checkpoint_if_due(work)
         if self._beat >= self._commit_due:
             self._commit_due = self._beat + settings.commit_interval_s
+            if self._uncommitted or (self._keeper is not None and self._keeper.busy):
+                self._checkpoint()
             self._commit(wait=False)
             self._observe_partitions()
 
@@ -338,14 +377,11 @@ class Daemon:
         if offered is None or offered.scorer.model_hash == self._newest[1]:
             return
         self._newest = offered.scorer.version, offered.scorer.model_hash
-        positions = self._assigned.positions
+        positions = self._partitions.positions
         self._hand_on(
-            _Work(
-                prepared=[],
-                rejected=[],
-                messages={},
-                generations=self._generations(positions),
-                ticket=self._ledger.open({}),
+            Work(
+                self._ledger.open({}),
+                self._partitions.generations_of(positions),
                 changes=[self._from(p, offset) for p, offset in sorted(positions.items())],
                 model=offered,
             )
@@ -355,33 +391,65 @@ class Daemon:
         version, model_hash = self._newest
         return ModelChange(partition, offset, model_hash, version)
 
-    def _generations(self, partitions: Iterable[int]) -> dict[int, int]:
-        return {p: self._assigned.generations.get(p, 0) for p in partitions}
+    def _replayed(self, fetched: list[PartitionMessages]) -> list[PartitionMessages]:
+        """Take messages that were decided before into the windows; return the others."""
+        replaying = self._partitions.replaying
+        if not replaying:
+            return fetched
+        left = []
+        for part in fetched:
+            until = replaying.get(part.partition)
+            if until is None:
+                left.append(part)
+                continue
+            before, after = part.cut_at(until)
+            if before is not None:
+                self._replay(before)
+            if after is not None or part.offsets[-1] + 1 >= until:
+                del replaying[part.partition]
+                _log.info("windows rebuilt", partition=part.partition, next_offset=until)
+            if after is not None:
+                left.append(after)
+        return left
 
-    def _take_in(self, fetched: list[PartitionMessages]) -> _Work:
+    def _replay(self, part: PartitionMessages) -> None:
+        decoded = self._decoder.decode(
+            part.values, part.offsets, part.partition, self._headers(part)
+        )
+        self._metrics.replayed.inc(len(part.values))
+        if decoded.batch is not None and len(decoded.batch):
+            self._pipeline.replay(decoded.batch)
+        if isinstance(self._publisher, TransactionalPublisher):
+            self._publisher.step("replaying")
+
+    def _headers(self, part: PartitionMessages) -> list[list[tuple[str, bytes]] | None] | None:
+        return part.headers() if self._decoder.needs_headers else None
+
+    def _take_in(self, fetched: list[PartitionMessages]) -> Work:
         """Decode every partition's messages and advance its features."""
         positions = {part.partition: int(part.offsets[-1]) + 1 for part in fetched}
-        known = self._assigned.positions
+        known = self._partitions.positions
         changes = [
             self._from(part.partition, int(part.offsets[0]))
             for part in fetched
             if part.partition not in known
         ]
         known.update(positions)
-        work = _Work(
-            prepared=[],
-            rejected=[],
+        work = Work(
+            # With state, offsets are committed together with it, by a checkpoint.
+            self._ledger.open(positions if self._keeper is None else {}),
+            self._partitions.generations_of(positions),
+            positions=positions,
             messages={part.partition: part for part in fetched},
-            generations=self._generations(positions),
-            ticket=self._ledger.open(positions),
             changes=changes,
         )
         metrics, began = self._metrics, time.perf_counter()
         decode_s = features_s = 0.0
         n_ticks = n_messages = 0
         for part in fetched:
-            headers = part.headers() if self._decoder.needs_headers else None
-            decoded = self._decoder.decode(part.values, part.offsets, part.partition, headers)
+            decoded = self._decoder.decode(
+                part.values, part.offsets, part.partition, self._headers(part)
+            )
             n_messages += len(part.values)
             metrics.observe_counts(decoded.dropped, {})
             for rejected in decoded.rejected:
@@ -422,44 +490,73 @@ class Daemon:
                 )
             self._partition_of[key] = partition
 
-    def _hand_on(self, work: _Work) -> None:
+    def _hand_on(self, work: Work) -> None:
         """Let the decision thread have the work, or decide it here if that is sooner.
 
         Intake never waits for brokers: it publishes only what the producer's queue has room for.
         """
-        ticks = sum(len(prepared.batch) for prepared in work.prepared)
+        self._uncommitted = True
         # While the decision thread has nothing to do it does not touch scorer and episodes, and it
         # has nothing to do until it is given work from here.
-        if ticks > _ALONE_TICKS or work.rejected or self._work.unfinished_tasks:
+        if work.ticks > _ALONE_TICKS or work.rejected or not self._decision.idle:
             self._put(work)
             return
         try:
-            self._decide(work)
-            events = () if work.outcome is None else work.outcome.events
-            if len(events) + len(work.latents) <= self._publisher.room:
-                self._publish(work)
-                return
+            if not self._decision.try_alone(work):
+                self._put(work)
+        except TransactionLostError as error:
+            self._decision.lose(error)
+            self._checkpoint()  # which lets the decision thread recover
         except BaseException as error:  # as on the decision thread: `run` raises it
             self._fail(error)
-            return
-        self._put(work)
 
-    def _put(self, work: _Work | None, *, force: bool = False) -> None:
+    def _put(self, work: Work | None, *, force: bool = False) -> None:
         """Hand work to the decision thread, waiting while it is behind."""
-        self._waits_since = time.monotonic()
+        self._waits_since = waits_since = time.monotonic()
         while self._failure is None or force:
-            try:
-                self._work.put(work, timeout=0.1)
-            except queue.Full:
-                self._beat = time.monotonic()
-                if not self._decision.is_alive():
-                    return
-            else:
+            if self._decision.put(work, 0.1):
                 break
+            self._beat = time.monotonic()
+            if not self._decision.alive:
+                return
+            if self._beat - waits_since > _POLL_WITHIN_S and not self._winding_down:
+                self._consumer.wait()
         self._waits_since = math.inf
+
+    def _checkpoint(
+        self,
+        positions: Mapping[int, int] | None = None,
+        snapshots: Mapping[int, Arrays] | None = None,
+    ) -> None:
+        """Have what was handed on so far committed with its state, and snapshots begun."""
+        if self._keeper is None or not self._decision.alive:
+            return
+        self._uncommitted = False
+        places = positions or {}
+        self._put(
+            Work(
+                self._ledger.open({}),
+                self._partitions.generations_of(places),
+                places,
+                checkpoint=True,
+                snapshots=snapshots or {},
+            )
+        )
+
+    def _checkpoint_if_due(self, work: Work) -> None:
+        """Behind the work: for readers that wait for it, or because it is time for a snapshot."""
+        if self._keeper is None or self._decision.lost:
+            return
+        partition = self._keeper.due(work.positions, self._beat)
+        if partition is not None:
+            self._checkpoint(work.positions, {partition: self._pipeline.capture_features(partition)})
+        elif self._decision.idle and self._decision.to_be_committed:
+            self._checkpoint()
 
     def _commit(self, *, wait: bool) -> None:
         """Commit what is acknowledged; a failed commit is counted and repeated by the next."""
+        if self._exactly_once:
+            return
         positions = self._ledger.take_committable()
         failed = self._consumer.commit_errors - self._commit_errors_seen
         if failed:
@@ -470,6 +567,8 @@ class Daemon:
         if error is not None:
             self._metrics.commit_failures.inc()
             _log.warning("offset commit failed", error=error, positions=positions)
+        if self._keeper is not None:
+            self._keeper.committed(self._consumer.committed_positions)
 
     def _observe_partitions(self) -> None:
         pipeline = self._pipeline
@@ -477,7 +576,7 @@ class Daemon:
             pipeline.tracked_instruments(),
             pipeline.evictions(),
             pipeline.open_episodes(),
-            self._consumer.lag(self._assigned.positions),
+            self._consumer.lag(self._partitions.positions),
         )
         self._metrics.model_from_offset.set(
             {str(change.partition): change.next_offset for change in self.models_in_force()}
@@ -501,28 +600,31 @@ class Daemon:
         deadline = time.monotonic() + timeout_s
         while not (settled := self._ledger.wait_settled(min(timeout_s, 0.1))):
             self._beat = time.monotonic()
-            self._publish_again()
-            if self._beat >= deadline or self._failure is not None:
+            self._outbox.send_again()
+            if self._beat >= deadline or self._failure is not None or self._decision.lost:
                 break
         return settled
 
-    def _publish_again(self) -> None:
-        """Publish the smaller forms of dead letters that their topic refused."""
-        while not self._again.empty():
-            self._again.get()()
-
     # ---- assignment, called from within the consumer on the intake thread ------------------------
 
-    def assigned(self, partitions: list[int]) -> None:
-        """Take note of new partitions; their windows start cold."""
-        self._assigned.joined = True
-        for partition in partitions:
-            self._pipeline.release(partition)
+    def assigned(self, partitions: list[int]) -> Mapping[int, int] | None:
+        """Take note of new partitions, and restore them; without a keeper they start cold."""
+        self._partitions.joined = True
         self._metrics.rebalances.labels("assigned").inc()
         _log.info("partitions assigned", partitions=partitions)
+        while self._keeper is not None and not self._decision.idle:
+            self._beat = time.monotonic()
+            time.sleep(0.002)
+        for partition in partitions:
+            self._pipeline.release(partition)
+        if self._keeper is None or not partitions:
+            return None
+        return self._restore(partitions, lambda: self._stop.wait(0.5))
 
     def revoked(self, partitions: list[int]) -> None:
         """Finish and commit what is under way, then forget the partitions."""
+        if not self._winding_down:
+            self._checkpoint()
         settled = self._drain(0.0 if self._winding_down else DRAIN_S)
         self._commit(wait=True)
         self._release(partitions, "revoked")
@@ -531,240 +633,90 @@ class Daemon:
 
     def lost(self, partitions: list[int]) -> None:
         """Forget partitions that another member has already; commit nothing for them."""
-        self._assigned.joined = False  # until the group gives some again
+        self._partitions.joined = False  # until the group gives some again
         self._release(partitions, "lost")
 
     def _release(self, partitions: list[int], kind: str) -> None:
+        self._forget(partitions)
+        self._metrics.rebalances.labels(kind).inc()
+        _log.info(f"partitions {kind}", partitions=partitions)
+
+    def _forget(self, partitions: list[int]) -> None:
         self._ledger.forget(partitions)
+        self._partitions.forget(partitions)
+        if self._keeper is not None:
+            self._keeper.release(partitions)
         for partition in partitions:
-            generation = self._assigned.generations.get(partition, 0)
-            self._assigned.generations[partition] = generation + 1
-            self._assigned.positions.pop(partition, None)
             self._tracked.pop(partition, None)
-            self._in_force.pop(partition, None)
+            self._decision.in_force.pop(partition, None)
             self._pipeline.release(partition)
         self._metrics.open_table.forget(partitions)
         gone = set(partitions)
         self._partition_of = {k: p for k, p in self._partition_of.items() if p not in gone}
-        self._metrics.rebalances.labels(kind).inc()
-        _log.info(f"partitions {kind}", partitions=partitions)
 
-    # ---- decision thread -----------------------------------------------------------------------
+    def _restore(self, partitions: list[int], pause: Callable[[], object]) -> dict[int, int] | None:
+        """Give partitions the state of their committed offsets; return where to read from.
 
-    def _decide_all(self) -> None:
-        try:
-            while (work := self._work.get()) is not None:
-                if work.outcome is None:
-                    self._decide(work)
-                self._publish(work)
-                self._work.task_done()
-        except BaseException as error:  # handed to `run`, which raises it
-            self._fail(error)
-
-    def _decide(self, work: _Work) -> None:
-        """Score and decide one micro-batch, or put another model in force."""
-        generations = self._assigned.generations
-
-        def still_ours(partition: int) -> bool:
-            return work.generations[partition] == generations.get(partition, 0)
-
-        changes = [change for change in work.changes if still_ours(change.partition)]
-        if work.model is not None:
-            self._change_model(work, work.model, changes)
-            work.model = None  # the work may be kept for a while, the model must not
-        self._record(changes)
-        if work.outcome is not None:
-            return
-        ours = [part for part in work.prepared if still_ours(part.batch.partition)]
-        began = time.perf_counter()
-        outcome = work.outcome = self._pipeline.finish(ours) if ours else None
-        if outcome is not None and self._settings.latents is not None:
-            work.latents = [
-                message
-                for part, scores in zip(ours, outcome.scores, strict=True)
-                for message in latent_messages(
-                    part.batch, part.block, scores, self._pipeline.model_hash
-                )
-            ]
-        self._metrics.stage.labels("scoring").observe(time.perf_counter() - began)
-
-    def _change_model(
-        self, work: _Work, model: LoadedModel, changes: Sequence[ModelChange]
-    ) -> None:
-        """Let another model score from here on; the old one's episodes close."""
-        scorer, old = model.scorer, self._pipeline.model
-        next_offsets = {change.partition: change.next_offset for change in changes}
-        closed = self._pipeline.change_model(scorer, next_offsets)
-        work.outcome = Outcome(closed, (), (), {}, {})
-        self._metrics.observe_model(
-            version=scorer.version,
-            model_hash=scorer.model_hash,
-            device=scorer.device,
-            created=model.created,
-            loaded_s=time.time(),
-            thresholds=scorer.thresholds,
-        )
-        self._metrics.model_swaps.labels("done").inc()
-        _log.info(
-            "model swapped",
-            model=scorer.version,
-            model_hash=scorer.model_hash,
-            before=old[0],
-            before_hash=old[1],
-            episodes_closed=len(closed),
-        )
-
-    def _record(self, changes: Sequence[ModelChange]) -> None:
-        """Record from which offsets which model scores; `tapewatch score --changes` reads it."""
-        for change in changes:
-            self._in_force[change.partition] = change
-            _log.info(LOGGED_AS, **change.to_dict())
-
-    def _publish(self, work: _Work) -> None:
-        """Publish what a decided micro-batch led to, and settle its ticket."""
-        began, outcome = time.perf_counter(), work.outcome
-        for messages, row, reason in work.rejected:
-            self._publish_dead_letter(work.ticket, messages, row, reason)
-        if outcome is not None:
-            for event in outcome.events:
-                self._publish_event(work, event)
-            for message in work.latents:
-                self._publish_latents(work.ticket, message)
-            self._observe(outcome)
-            self._metrics.open_table.observe(filter(self._still_ours(work), outcome.events))
-        work.ticket.finish()
-        self._metrics.stage.labels("publishing").observe(time.perf_counter() - began)
-
-    def _still_ours(self, work: _Work) -> Callable[[AnomalyEvent], bool]:
-        """Return whether an event's partition was not given up since the work was taken in."""
-        generations = self._assigned.generations
-
-        def ours(event: AnomalyEvent) -> bool:
-            partition = event.source.partition
-            return work.generations[partition] == generations.get(partition, 0)
-
-        return ours
-
-    def _observe(self, outcome: Outcome) -> None:
-        metrics = self._metrics
-        metrics.observe_counts(outcome.dropped, outcome.flagged)
-        for scores in outcome.scores:
-            metrics.error.observe(scores.stage1, "1")
-            metrics.error.observe(scores.stage2, "2")
-            metrics.score.observe(scores.score)
-        metrics.scored.inc(sum(int(block.ready.sum()) for block in outcome.blocks))
-        metrics.instrument_hours.inc(outcome.instrument_hours)
-        if self._observer is not None:
-            self._observer.observe(outcome)
-
-    def _publish_event(self, work: _Work, event: AnomalyEvent) -> None:
-        by_tick = bool(work.messages)  # else another model took over, and there is no latency
-        started_s = self._latency_start(work, event) if by_tick else None
-
-        def acknowledged(error: str | None) -> None:
-            if error is not None:
-                self._refused(
-                    f"event {event.event_id} to topic {self._settings.anomalies} was refused by "
-                    f"Kafka: {error}"
-                )
-                return
-            self._metrics.events.labels(event.phase, event.severity).inc()
-            if event.name is not None and event.phase == "close":
-                self._metrics.named.labels(event.name.type).inc()
-            if by_tick:
-                self._observe_latency(started_s, event)
-            work.ticket.acknowledge()
-
-        work.ticket.expect()
-        self._publisher.publish(
-            self._settings.anomalies,
-            event.symbol.encode(),
-            event.to_json(time.time_ns()),
-            event.headers(),
-            acknowledged,
-        )
-
-    def _publish_latents(self, ticket: Ticket, message: LatentMessage) -> None:
-        """Publish an instrument's latents, keyed as its events are."""
-        name = self._pipeline.symbols.name(message.key)
-        rows = len(message)
-
-        def acknowledged(error: str | None) -> None:
-            if error is not None:
-                self._refused(f"latents of {name} were refused by Kafka: {error}")
-                return
-            self._metrics.latent_messages.inc()
-            self._metrics.latents.inc(rows)
-            ticket.acknowledge()
-
-        ticket.expect()
-        self._publisher.publish(
-            self._settings.latents or "", name.encode(), bytes(message), (), acknowledged
-        )
-
-    def _latency_start(self, work: _Work, event: AnomalyEvent) -> float | None:
-        """Where the tick-to-event latency of an event starts, in seconds since the epoch."""
-        part = work.messages[event.source.partition]
-        if not self._settings.latency_from_recv:
-            timestamp_ms = part.timestamp_ms(event.source.offset)
-            return None if timestamp_ms is None else timestamp_ms / 1e3
-        for prepared in work.prepared:
-            batch = prepared.batch
-            if batch.partition == part.partition and isinstance(batch, TickBatch):
-                row = int(np.searchsorted(batch.offsets, event.source.offset)) + event.source.index
-                ts_recv = int(batch.ticks["ts_recv"][row])
-                return None if ts_recv == UNDEFINED_TIME else ts_recv / 1e9
+        Waits, pausing in between, while brokers do not answer. None: told to stop meanwhile.
+        """
+        assert self._keeper is not None
+        began = time.monotonic()
+        while not self._stop.is_set():
+            self._beat = time.monotonic()
+            try:
+                places = self._consumer.places(partitions, _ANSWER_S)
+                found = self._keeper.restore(places, self._beat)
+            except TimeoutError as error:
+                self._raise_if_unusable()
+                _log.warning("state cannot be restored yet, waiting", error=str(error))
+                pause()
+                continue
+            for each in found:
+                self._take_up(each)
+            self._metrics.restore.observe(time.monotonic() - began)
+            return {each.partition: each.replay_from for each in found}
+        self._unrestored = True
         return None
 
-    def _observe_latency(self, started_s: float | None, event: AnomalyEvent) -> None:
-        """Observe one event's latency; a replayed tick's age is no latency and is only counted."""
-        latency_s = STALE_AFTER_S if started_s is None else time.time() - started_s
-        if not -_CLOCK_SKEW_S <= latency_s < STALE_AFTER_S:
-            self._metrics.stale.inc()
+    def _take_up(self, found: Restored) -> None:
+        """Go on with a restored partition."""
+        self._metrics.restored.labels(found.source).inc()
+        tell = _log.warning if found.reason else _log.info
+        tell(
+            "partition restored",
+            partition=found.partition,
+            source=found.source,
+            next_offset=found.next_offset,
+            replay_from=found.replay_from,
+            **({"reason": found.reason} if found.reason else {}),
+        )
+        if found.replay_from < found.next_offset:
+            self._partitions.replaying[found.partition] = found.next_offset
+        self._partitions.positions[found.partition] = found.next_offset
+        self._decision.record([self._from(found.partition, found.next_offset)])
+
+    def _begin_anew(self) -> None:
+        """After a lost transaction: restore every partition, as at an assignment."""
+        if not (self._decision.recovered and self._decision.idle):
+            self._raise_if_unusable()
+            self._consumer.wait()
+            time.sleep(0.02)
             return
-        self._metrics.observe_latency(max(0.0, latency_s), event)
+        partitions = sorted(self._consumer.assigned_partitions)
+        self._forget(partitions)
+        self._ledger.abandon()
+        generations = self._partitions.generations_of(partitions)
+        starts = self._restore(partitions, self._consumer.wait) if partitions else {}
+        if starts is None:
+            return
+        ours = self._consumer.assigned_partitions  # one may have gone, or come anew, meanwhile
+        still = self._partitions.still
+        self._consumer.go_to(
+            {p: o for p, o in starts.items() if p in ours and still(p, generations)}
+        )
+        self._decision.begin_anew()
 
-    def _publish_dead_letter(
-        self, ticket: Ticket, messages: PartitionMessages, row: int, reason: str
-    ) -> None:
-        """Publish a rejected message byte for byte; if Kafka refuses its size, its first part."""
-        value = messages.values[row]
-        offset = int(messages.offsets[row])
-        headers = [
-            ("tapewatch_reason", reason.encode()),
-            ("tapewatch_topic", self._settings.ticks.encode()),
-            ("tapewatch_partition", str(messages.partition).encode()),
-            ("tapewatch_offset", str(offset).encode()),
-        ]
-        key = messages.messages[row].key()
-        place = f"{self._settings.ticks}-{messages.partition}@{offset}"
-
-        cuts = _smaller(key, value)
-
-        def publish(key: bytes | None, value: bytes | None, more: list[tuple[str, bytes]]) -> None:
-            self._publisher.publish(
-                self._settings.dead_letters, key, value, headers + more, acknowledged
-            )
-
-        def acknowledged(error: str | None) -> None:
-            if error is None:
-                self._metrics.dead_letters.inc()
-                ticket.acknowledge()
-                return
-            smaller = next(cuts, None) if _TOO_LARGE in error else None
-            if smaller is None:
-                self._refused(
-                    f"dead letter of {place} to topic {self._settings.dead_letters} was refused by "
-                    f"Kafka: {error}"
-                )
-                return
-            _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
-            # Not from here, the delivery thread: `publish` may wait for room in the producer's
-            # queue, and only this thread makes room.
-            self._again.put(lambda: publish(*smaller))
-
-        ticket.expect()
-        publish(key, value, [])
+    # ---- what ends it --------------------------------------------------------------------------
 
     def _refused(self, reason: str) -> None:
         self._metrics.publish_failures.inc()
@@ -776,44 +728,3 @@ class Daemon:
             self._failure = error
         if not isinstance(error, DaemonFailedError | KafkaUnusableError):
             _log.error("bug: the decision thread failed", exc_info=error)
-
-
-def _smaller(
-    key: bytes | None, value: bytes | None
-) -> Iterator[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]:
-    """Ever smaller forms of a dead letter that its topic refuses: key, value, further headers.
-
-    The whole message stays on the input topic; the headers say where, and what it was.
-    """
-    facts = [
-        (f"tapewatch_{name}", fact.encode())
-        for part, size, digest in (
-            (value, "truncated_from", "sha256"),
-            (key, "key_truncated_from", "key_sha256"),
-        )
-        if part is not None
-        for name, fact in ((size, str(len(part))), (digest, hashlib.sha256(part).hexdigest()))
-    ]
-    short_key = None if key is None else key[:_DEAD_LETTER_KEY_BYTES]
-    yield short_key, None if value is None else value[:_DEAD_LETTER_PART_BYTES], facts
-    yield None, None if value is None else b"", facts
-
-
-@contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Keep Python's cycle collector out of the way of the messages while the daemon works.
-
-    Every message is an object the collector knows; by default it looks at all young ones whenever
-    700 are new, and now and then at all of TensorFlow's. That took more than half of the intake
-    thread's time at one tick a message, measured. Reference counts free the messages; the
-    collector still runs, for cycles, only less often and without what was there before.
-    """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()

@@ -59,6 +59,18 @@ class Ledger:
             self._tickets.append(ticket)
         return ticket
 
+    def claim(self, ticket: Ticket, positions: Mapping[int, int]) -> None:
+        """Let a ticket, opened without positions, stand for these."""
+        with self._changed:
+            ticket.positions.update(positions)
+
+    def abandon(self) -> None:
+        """Forget every ticket: what they stand for is taken in again."""
+        with self._changed:
+            self._tickets.clear()
+            self._committable.clear()
+            self._changed.notify_all()
+
     def take_committable(self) -> dict[int, int]:
         """Return the positions that became committable since the last call."""
         with self._changed:

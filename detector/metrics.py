@@ -43,7 +43,7 @@ LATENCY_BUCKETS_S: Final = (
 )
 """Upper bounds, at most 1.7 times the one below: a quantile read from them is not further off."""
 
-STAGES: Final = ("batching", "decode", "features", "scoring", "publishing")
+STAGES: Final = ("batching", "decode", "features", "scoring", "publishing", "committing")
 STALE_AFTER_S: Final = 60.0
 DRIFT_FEATURES: Final = 10
 EXEMPLAR_DIGITS: Final = 16
@@ -216,6 +216,7 @@ class Metrics:
         )
         self._register_ready(registry)
         self._register_model(registry)
+        self._register_state(registry)
         self.kafka = KafkaMetrics(registry)
         self.memory = MemoryMetrics(registry)
         self.open_table = OpenEpisodes()
@@ -358,6 +359,40 @@ class Metrics:
         )
         registry.register(self.model_from_offset)
 
+    def _register_state(self, registry: CollectorRegistry) -> None:
+        self.transactions = Counter(
+            "tapewatch_transactions",
+            "Transactions of exactly-once delivery, by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.restored = Counter(
+            "tapewatch_partitions_restored",
+            "Partitions taken up, by where their state was from.",
+            ["source"],
+            registry=registry,
+        )
+        self.restore = Histogram(
+            "tapewatch_restore_duration_seconds",
+            "Reading and restoring the state of the partitions of one assignment, without replay.",
+            buckets=[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
+            registry=registry,
+        )
+        self.replayed = Counter(
+            "tapewatch_messages_replayed",
+            "Messages taken into the windows a second time, to rebuild them.",
+            registry=registry,
+        )
+        self.state_bytes = Counter(
+            "tapewatch_state_bytes",
+            "Bytes of keys and values acknowledged by the topic of state.",
+            registry=registry,
+        )
+        for outcome in ("committed", "aborted"):
+            self.transactions.labels(outcome)
+        for source in ("new", "snapshot", "other_model", "warm_up"):
+            self.restored.labels(source)
+
     def _preset_labels(self) -> None:
         """Show every series of a fixed set from the start, so that a rate sees its first rise."""
         for quality in Quality:
@@ -378,3 +413,4 @@ class Metrics:
             self.rebalances.labels(kind)
         for outcome in ("done", "refused"):
             self.model_swaps.labels(outcome)
+

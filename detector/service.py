@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,21 +27,24 @@ from prometheus_client import (
 from detector.artifact import Artifact, ArtifactError, read_artifact
 from detector.compiled import gpu_memory_bytes
 from detector.config import Config, ConfigError
-from detector.daemon import Daemon, Observer, Settings
+from detector.daemon import Daemon, Settings
+from detector.decision import Observer
 from detector.drift import DriftSpec
 from detector.endpoints import HttpServer
 from detector.features import FeatureSpec
-from detector.kafka import Connection, Publisher, TickConsumer
+from detector.kafka import (Connection, Publisher, Step, TickConsumer, TransactionalPublisher, read_state)
 from detector.metrics import Metrics
 from detector.model_watch import LoadedModel, ModelWatch
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
+from detector.state_keeper import StateKeeper
 from detector.symbols import SymbolMap, read_symbol_file
 from detector.ticks import TickBatch, VectorBatch, empty_ticks
 from detector.wire import Decoder, make_decoder
 
 _log = structlog.get_logger("tapewatch")
 EXIT_WITHIN_S: Final = 10.0
+READ_STATE_WITHIN_S: Final = 60.0
 
 
 def connection_of(config: Config) -> Connection:
@@ -133,6 +137,9 @@ class Service:
         The validated configuration.
     observer
         Sees every outcome; for the terminal view of the demo.
+    on_step
+        With exactly-once delivery, told of every step of a transaction, of snapshots and replay;
+        for tests that end the process there.
 
     Raises
     ------
@@ -142,8 +149,11 @@ class Service:
         When the HTTP address cannot be listened on.
     """
 
-    def __init__(self, config: Config, observer: Observer | None = None) -> None:
+    def __init__(
+        self, config: Config, observer: Observer | None = None, on_step: Step | None = None
+    ) -> None:
         self._config = config
+        self._on_step = on_step
         self._observer = observer
         self._daemon: Daemon | None = None
         self._stop = threading.Event()
@@ -267,6 +277,7 @@ class Service:
             latent=topics.latents is not None,
             drift=config.drift.spec(),
         )
+        pipeline = Pipeline(self.features, scorer, spec, symbols)
         return Daemon(
             Settings(
                 ticks=topics.ticks,
@@ -277,14 +288,51 @@ class Service:
                 max_delay_s=config.batch.max_delay_ms / 1e3,
                 commit_interval_s=config.commit.interval_ms / 1e3,
                 latency_from_recv=config.input.latency_from == "ts_recv",
+                state=topics.state,
             ),
-            Pipeline(self.features, scorer, spec, symbols),
+            pipeline,
             decoder,
             lambda daemon: TickConsumer(connection, config.kafka.group_id, topics.ticks, daemon),
-            Publisher(connection),
+            self._publisher(connection),
             self.metrics,
             self._observer,
+            self._keeper(connection, pipeline) if config.state.keep else None,
         )
+
+    def _publisher(self, connection: Connection) -> Publisher:
+        config = self._config
+        if config.delivery == "at_least_once":
+            return Publisher(connection)
+        return TransactionalPublisher(
+            connection,
+            transactional_id(config),
+            config.commit.transaction_timeout_ms / 1e3,
+            self._on_step,
+        )
+
+    def _keeper(self, connection: Connection, pipeline: Pipeline) -> StateKeeper:
+        config = self._config
+        return StateKeeper(
+            config.kafka.group_id,
+            config.topics.ticks,
+            self.features.fingerprint,
+            pipeline,
+            lambda partitions, take: read_state(
+                connection, config.topics.state, partitions, take, READ_STATE_WITHIN_S
+            ),
+            config.state.snapshot_interval_s,
+            config.state.warm_up_messages,
+        )
+
+
+def transactional_id(config: Config) -> str:
+    """Return a name for this member's transactions: the same at each start, if it can be.
+
+    With static membership it is the member's own. Without it every run has another one: what a
+    killed run left open then ends by `transaction_timeout_ms`.
+    """
+    member = config.kafka.plain_properties().get("group.instance.id") or uuid.uuid4().hex
+    return f"{config.kafka.group_id}-{member}"
 
 
 def exit_if_stuck(within_s: float = EXIT_WITHIN_S) -> threading.Timer:

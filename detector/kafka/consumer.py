@@ -57,6 +57,20 @@ class PartitionMessages:
         kind, timestamp = message.timestamp()
         return None if kind == TIMESTAMP_NOT_AVAILABLE else int(timestamp)
 
+    def cut_at(self, offset: int) -> tuple[PartitionMessages | None, PartitionMessages | None]:
+        """Return those before an offset, and those from it on; None where there are none."""
+        row = int(np.searchsorted(self.offsets, offset))
+        if row == 0:
+            return None, self
+        if row == len(self.offsets):
+            return self, None
+        return self._rows(slice(0, row)), self._rows(slice(row, None))
+
+    def _rows(self, rows: slice) -> PartitionMessages:
+        return PartitionMessages(
+            self.partition, self.values[rows], self.offsets[rows], self.messages[rows]
+        )
+
     def headers(self) -> list[list[tuple[str, bytes]] | None]:
         """Return every message's headers, as librdkafka hands them over."""
         return cast("list[list[tuple[str, bytes]] | None]", [m.headers() for m in self.messages])
@@ -135,6 +149,7 @@ class TickConsumer:
         self._assignment = assignment
         self._assigned: set[int] = set()
         self._commit_errors = 0
+        self.committed_positions: dict[int, int] = {}  # as far as the coordinator answered
         self.waited_s = 0.0  # how long the first message of the last fetch waited for others
         settings = {
             **consumer_settings(connection, group_id),
@@ -220,6 +235,8 @@ class TickConsumer:
             )
         except KafkaException as error:
             return str(error)
+        if answered:
+            self.committed_positions.update(positions)
         return None if answered else f"no answer within {_COMMIT_WITHIN_S:.0f} s"
 
     def places(self, partitions: Iterable[int], timeout_s: float) -> dict[int, Place]:
@@ -334,7 +351,9 @@ class TickConsumer:
             for partition, mine in sorted(runs.items())
         ]
 
-    def _committed(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
+    def _committed(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        if error is None:
+            self.committed_positions.update({p.partition: p.offset for p in places if not p.error})
         if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
             self._commit_errors += 1
 

@@ -17,9 +17,9 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
-    OffsetSpec,  # type: ignore[attr-defined]
+    OffsetSpec,
 )
 
 from detector.kafka.connection import Connection, KafkaUnusableError

@@ -92,7 +92,7 @@ class TransactionalPublisher(Publisher):
         step: Step | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        self._step: Step = step or (lambda _: None)
+        self.step: Step = step or (lambda _: None)
         self._hurry = threading.Event()
         self._open_since: float | None = None
         self._published = 0
@@ -102,7 +102,6 @@ class TransactionalPublisher(Publisher):
         self._used = False
         super().__init__(
             connection,
-            _ProducerHealth(),
             **{
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": int(timeout_s * 1e3),
@@ -213,15 +212,15 @@ class TransactionalPublisher(Publisher):
         """
         began = time.monotonic()
         self._begin()
-        self._step("after_produce")
+        self.step("after_produce")
         offsets = [TopicPartition(topic, p, offset) for p, offset in sorted(positions.items())]
         self._call(lambda s: self._producer.send_offsets_to_transaction(offsets, group, s))
-        self._step("after_offsets")
-        self._step("before_commit")
+        self.step("after_offsets")
+        self.step("before_commit")
         self._call(self._producer.commit_transaction)
         self._open_since = None
         self._last_commit_s = time.monotonic() - began
-        self._step("after_commit")
+        self.step("after_commit")
         pending, self._pending, self._published = self._pending, [], 0
         for acknowledge in pending:
             acknowledge(None)
@@ -244,7 +243,7 @@ class TransactionalPublisher(Publisher):
             self._spent = True
             raise TransactionLostError(str(error.args[0].str())) from error
         self._open_since = time.monotonic()
-        self._step("after_begin")
+        self.step("after_begin")
 
     def _call(self, call: Callable[[float], object]) -> None:
         """Call again while the client says that this helps, at most for a transaction's time."""

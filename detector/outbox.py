@@ -1,0 +1,240 @@
+"""What leaves for Kafka of a decided micro-batch: events, latents, dead letters; and what it took.
+
+Every record is expected on the work's ticket and acknowledged there. Which thread that happens on,
+and when, is the publisher's business: a delivery thread, or a commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import structlog
+
+from detector.events import AnomalyEvent
+from detector.kafka import PartitionMessages, Publisher, TransactionalPublisher
+from detector.latents import LatentMessage
+from detector.ledger import Ticket
+from detector.metrics import STALE_AFTER_S, Metrics
+from detector.ticks import UNDEFINED_TIME, TickBatch
+from detector.work import Work
+
+_log = structlog.get_logger("tapewatch")
+
+_CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
+_TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; only it is cut for
+_DEAD_LETTER_PART_BYTES: Final = 64 * 1024
+_DEAD_LETTER_KEY_BYTES: Final = 1024
+_MOST_CUT: Final = 2
+
+Form = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+"""Key, value and further headers of a dead letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Names of the input topic and of those that are written to; latents may be None."""
+
+    ticks: str
+    anomalies: str
+    dead_letters: str
+    latents: str | None = None
+
+
+class Outbox:
+    """Publishes what works led to.
+
+    Parameters
+    ----------
+    topics
+        Their names.
+    publisher
+        Where records go.
+    metrics
+        Observed as records are acknowledged.
+    name_of
+        Name of an instrument by its key.
+    refuse
+        Called with the reason when Kafka refuses a record for good.
+    latency_from_recv
+        Measure tick-to-event from `ts_recv` instead of the Kafka timestamp.
+    """
+
+    def __init__(
+        self,
+        topics: Addresses,
+        publisher: Publisher,
+        metrics: Metrics,
+        name_of: Callable[[int], str],
+        refuse: Callable[[str], None],
+        *,
+        latency_from_recv: bool = False,
+    ) -> None:
+        self._topics = topics
+        self._publisher = publisher
+        self._metrics = metrics
+        self._name_of = name_of
+        self.refused = refuse
+        self._latency_from_recv = latency_from_recv
+        self._at_once = not isinstance(publisher, TransactionalPublisher)
+        self._again: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._cuts: dict[str, int] = {}  # how far the dead letter of a place has to be cut
+
+    def room_for(self, work: Work) -> bool:
+        """Whether the work's events and latents can be published without waiting."""
+        events = 0 if work.outcome is None else len(work.outcome.events)
+        return events + len(work.latents) <= self._publisher.room
+
+    def send(self, work: Work) -> None:
+        """Publish what a decided work led to."""
+        for messages, row, reason in work.rejected:
+            self._publish_dead_letter(work.ticket, messages, row, reason)
+        if work.outcome is not None:
+            for event in work.outcome.events:
+                self._publish_event(work, event)
+        for message in work.latents:
+            self._publish_latents(work.ticket, message)
+
+    def send_again(self) -> None:
+        """Publish the smaller forms of dead letters that their topic refused."""
+        while not self._again.empty():
+            self._again.get()()
+
+    def _publish_event(self, work: Work, event: AnomalyEvent) -> None:
+        by_tick = bool(work.messages)  # else another model took over, and there is no latency
+        started_s = self._latency_start(work, event) if by_tick else None
+
+        def acknowledged(error: str | None) -> None:
+            if error is not None:
+                self.refused(
+                    f"event {event.event_id} to topic {self._topics.anomalies} was refused by "
+                    f"Kafka: {error}"
+                )
+                return
+            self._metrics.events.labels(event.phase, event.severity).inc()
+            if event.name is not None and event.phase == "close":
+                self._metrics.named.labels(event.name.type).inc()
+            if by_tick:
+                self._observe_latency(started_s, event)
+            work.ticket.acknowledge()
+
+        work.ticket.expect()
+        self._publisher.publish(
+            self._topics.anomalies,
+            event.symbol.encode(),
+            event.to_json(time.time_ns()),
+            event.headers(),
+            acknowledged,
+        )
+
+    def _publish_latents(self, ticket: Ticket, message: LatentMessage) -> None:
+        """Publish an instrument's latents, keyed as its events are."""
+        name = self._name_of(message.key)
+        rows = len(message)
+
+        def acknowledged(error: str | None) -> None:
+            if error is not None:
+                self.refused(f"latents of {name} were refused by Kafka: {error}")
+                return
+            self._metrics.latent_messages.inc()
+            self._metrics.latents.inc(rows)
+            ticket.acknowledge()
+
+        ticket.expect()
+        self._publisher.publish(
+            self._topics.latents or "", name.encode(), bytes(message), (), acknowledged
+        )
+
+    def _latency_start(self, work: Work, event: AnomalyEvent) -> float | None:
+        """Where the tick-to-event latency of an event starts, in seconds since the epoch."""
+        part = work.messages[event.source.partition]
+        if not self._latency_from_recv:
+            timestamp_ms = part.timestamp_ms(event.source.offset)
+            return None if timestamp_ms is None else timestamp_ms / 1e3
+        for prepared in work.prepared:
+            batch = prepared.batch
+            if batch.partition == part.partition and isinstance(batch, TickBatch):
+                row = int(np.searchsorted(batch.offsets, event.source.offset)) + event.source.index
+                ts_recv = int(batch.ticks["ts_recv"][row])
+                return None if ts_recv == UNDEFINED_TIME else ts_recv / 1e9
+        return None
+
+    def _observe_latency(self, started_s: float | None, event: AnomalyEvent) -> None:
+        """Observe one event's latency; a replayed tick's age is no latency and is only counted."""
+        latency_s = STALE_AFTER_S if started_s is None else time.time() - started_s
+        if not -_CLOCK_SKEW_S <= latency_s < STALE_AFTER_S:
+            self._metrics.stale.inc()
+            return
+        self._metrics.observe_latency(max(0.0, latency_s), event)
+
+    def _publish_dead_letter(
+        self, ticket: Ticket, messages: PartitionMessages, row: int, reason: str
+    ) -> None:
+        """Publish a rejected message byte for byte; if Kafka refuses its size, its first part."""
+        value = messages.values[row]
+        offset = int(messages.offsets[row])
+        headers = [
+            ("tapewatch_reason", reason.encode()),
+            ("tapewatch_topic", self._topics.ticks.encode()),
+            ("tapewatch_partition", str(messages.partition).encode()),
+            ("tapewatch_offset", str(offset).encode()),
+        ]
+        key = messages.messages[row].key()
+        place = f"{self._topics.ticks}-{messages.partition}@{offset}"
+
+        def publish() -> None:
+            short_key, short_value, more = _cut(key, value, self._cuts.get(place, 0))
+            self._publisher.publish(
+                self._topics.dead_letters, short_key, short_value, headers + more, acknowledged
+            )
+
+        def acknowledged(error: str | None) -> None:
+            if error is None:
+                self._cuts.pop(place, None)
+                self._metrics.dead_letters.inc()
+                ticket.acknowledge()
+                return
+            cut = self._cuts.get(place, 0) + 1
+            if _TOO_LARGE not in error or cut > _MOST_CUT:
+                self.refused(
+                    f"dead letter of {place} to topic {self._topics.dead_letters} was refused by "
+                    f"Kafka: {error}"
+                )
+                return
+            _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
+            self._cuts[place] = cut
+            # Not from here, the delivery thread: `publish` may wait for room in the producer's
+            # queue, and only this thread makes room. A transaction is lost with the record, and
+            # what it was from is taken in again.
+            if self._at_once:
+                self._again.put(publish)
+
+        ticket.expect()
+        publish()
+
+
+def _cut(key: bytes | None, value: bytes | None, times: int) -> Form:
+    """Return a form of a dead letter that is the smaller the more often its topic refused it.
+
+    The whole message stays on the input topic; the headers say where, and what it was.
+    """
+    if not times:
+        return key, value, []
+    facts = [
+        (f"tapewatch_{name}", fact.encode())
+        for part, size, digest in (
+            (value, "truncated_from", "sha256"),
+            (key, "key_truncated_from", "key_sha256"),
+        )
+        if part is not None
+        for name, fact in ((size, str(len(part))), (digest, hashlib.sha256(part).hexdigest()))
+    ]
+    if times == 1:
+        short_key = None if key is None else key[:_DEAD_LETTER_KEY_BYTES]
+        return short_key, None if value is None else value[:_DEAD_LETTER_PART_BYTES], facts
+    return None, None if value is None else b"", facts
