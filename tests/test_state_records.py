@@ -1,0 +1,420 @@
+"""Records of a state on a compacted topic: whatever is left of them, the state is right or refused.
+
+A small state stands for a partition's: numbers by slot, of which a delta tells those that changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detector.snapshots import pack
+from detector.state_records import (
+    Found,
+    Place,
+    Record,
+    Restorable,
+    StateReader,
+    StateWriter,
+    Unusable,
+)
+
+PLACE = Place("group", "ticks", 3)
+MINE = ("feed" * 16, "a" * 64, "v1")
+Numbers = dict[int, int]
+
+
+def delta_of(numbers: Numbers) -> dict[str, np.ndarray]:
+    """Arrays that tell numbers by slot."""
+    return {
+        "slots": np.array(list(numbers), np.int32),
+        "values": np.array(list(numbers.values()), np.int64),
+    }
+
+
+def state_of(found: Restorable) -> Numbers:
+    """Apply what was found, as `Pipeline.restore` does."""
+    if found.features:
+        assert found.features["offset"].tolist() == [found.snapshot_offset]
+    state: Numbers = {}
+    for arrays in (found.decisions, *found.deltas):
+        if arrays:
+            state |= dict(zip(arrays["slots"].tolist(), arrays["values"].tolist(), strict=True))
+    return state
+
+
+def compacted(records: list[Record], *, tombstones: bool) -> list[Record]:
+    """Keep the newest record of each key, in order; tombstones go in the end too."""
+    newest = {key: i for i, (key, _) in enumerate(records)}
+    kept = [record for i, record in enumerate(records) if newest[record[0]] == i]
+    return kept if tombstones else [record for record in kept if record[1] is not None]
+
+
+def read(records: list[Record]) -> StateReader:
+    """Fold records."""
+    reader = StateReader(PLACE)
+    for key, value in records:
+        reader.take(key, value)
+    return reader
+
+
+def found_at(records: list[Record], offset: int) -> Restorable | Unusable:
+    """What there is at an offset, in features of the usual fingerprint."""
+    return read(records).at(offset, MINE[0])
+
+
+@dataclass
+class Partition:
+    """A partition over several lives: its topic, what was committed, and what is true of it."""
+
+    topic: list[Record] = field(default_factory=list)
+    offset: int = 10
+    state: Numbers = field(default_factory=dict)
+    committed: tuple[int, Numbers] | None = None
+    life: int = 0
+    writer: StateWriter | None = None
+    snapshot: Any = None
+    touched: Numbers = field(default_factory=dict)
+    refused: int = 0
+    from_snapshot: int = 0
+
+    def start(self, chunk_bytes: int) -> None:
+        """Begin a life: restore what was committed, or begin anew where it was."""
+        self.life += 1
+        self.snapshot, self.touched = None, {}
+        offset, truth = self.committed or (10, {})
+        reader = read(self.topic)
+        found = reader.at(offset, MINE[0])
+        self.offset = offset
+        if isinstance(found, Restorable):
+            assert state_of(found) == truth
+            self.state = dict(truth)
+            self.from_snapshot += bool(found.features)
+            self.writer = StateWriter(PLACE, reader.found(), chunk_bytes)
+            return
+        self.refused += self.committed is not None
+        self.state = {}
+        self.writer = StateWriter(PLACE, reader.found(), chunk_bytes, base_offset=offset)
+
+    @property
+    def committed_here(self) -> bool:
+        """Whether nothing came after what was committed."""
+        return self.committed is not None and self.committed[0] == self.offset
+
+    def tick(self, step: int, slots: list[int]) -> None:
+        """Let ticks change some slots: differently in every life, so that lives never mix."""
+        self.offset += step
+        for slot in slots:
+            self.touched[slot] = self.state[slot] = self.life * 10_000 + self.offset
+
+    def delta(self) -> list[Record]:
+        """Tell what changed."""
+        assert self.writer is not None
+        told, self.touched = delta_of(self.touched), {}
+        return self.writer.delta(*MINE, self.offset, told)
+
+    def begin_snapshot(self) -> None:
+        """Take a copy of everything."""
+        assert self.writer is not None
+        features = {"offset": np.array([self.offset])}
+        self.snapshot = self.writer.snapshot(*MINE, self.offset, features, delta_of(self.state))
+
+
+STEP = st.one_of(
+    st.tuples(st.just("tick"), st.integers(1, 5), st.lists(st.integers(0, 9), max_size=4)),
+    st.tuples(st.just("delta"), st.booleans(), st.integers(0, 4)),
+    st.tuples(st.just("begin"), st.just(0), st.just(0)),
+    st.tuples(st.just("snapshot"), st.integers(1, 12), st.just(0)),
+    st.tuples(st.just("crash"), st.integers(1, 300), st.just(0)),
+    st.tuples(st.just("compact"), st.booleans(), st.just(0)),
+)
+
+
+def live(steps: list[Any], *, at_once: bool) -> Partition:
+    """Go through the steps, crashes and all.
+
+    With `at_once` records and commit are one transaction, and snapshots are of what is committed;
+    without, a commit may come late, and a crash may fall between any two records of a delta.
+    """
+    partition = Partition()
+    partition.start(150)
+    for kind, a, b in steps:
+        if kind == "tick":
+            partition.tick(a, b)
+        elif kind == "delta":
+            records = partition.delta()
+            cut = len(records) if at_once or a else min(b, len(records))
+            partition.topic += records[:cut]
+            if cut == len(records) and (at_once or a):
+                partition.committed = partition.offset, dict(partition.state)
+            elif cut < len(records):
+                partition.start(200)
+        elif kind == "begin" and (not at_once or partition.committed_here):
+            partition.begin_snapshot()
+        elif kind == "snapshot" and partition.snapshot is not None:
+            partition.topic += islice(partition.snapshot, a)
+        elif kind == "crash":
+            partition.start(a)
+        elif kind == "compact":
+            partition.topic = compacted(partition.topic, tombstones=a)
+    partition.start(100)
+    return partition
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(STEP, max_size=60))
+def test_transactions_always_lead_to_the_committed_state(steps: list[Any]) -> None:
+    """Records and offset commit together: every restart finds exactly the state it left."""
+    assert live(steps, at_once=True).refused == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(STEP, max_size=60))
+def test_without_transactions_the_state_is_right_or_refused(steps: list[Any]) -> None:
+    """Crashes between any two records, late commits, compaction: never another state."""
+    live(steps, at_once=False)
+
+
+def test_the_properties_are_about_something() -> None:
+    """A story of three lives, with two snapshots and compaction, is restored from both."""
+    told = [("tick", 1, [0, 1, 2]), ("delta", True, 0)]
+    whole = [("begin", 0, 0), *[("snapshot", 12, 0)] * 20, *told]
+    crash = [("compact", False, 0), ("crash", 60, 0)]
+    partition = live([*told, *told, *crash, *whole, *crash, *told, *whole, *told], at_once=True)
+    assert (partition.life, partition.refused, partition.from_snapshot) == (4, 0, 2)
+
+
+def chain(writer: StateWriter, *offsets: int) -> list[Record]:
+    """Deltas up to these offsets, each of one slot."""
+    return [r for o in offsets for r in writer.delta(*MINE, o, delta_of({o % 7: o}))]
+
+
+def snapshot(writer: StateWriter, offset: int, numbers: Numbers) -> list[Record]:
+    """A whole snapshot."""
+    features = {"offset": np.array([offset])}
+    return list(writer.snapshot(*MINE, offset, features, delta_of(numbers)))
+
+
+def test_every_prefix_and_its_compaction_is_right_or_refused() -> None:
+    """Cut anywhere, compacted or not: at every offset the state is the true one, or there is none.
+
+    At the offset that was committed last there always is one.
+    """
+    writer = StateWriter(PLACE, chunk_bytes=80, base_offset=10)
+    truth: dict[int, Numbers] = {10: {}}
+    records: list[Record] = []
+    committed = [(0, 10)]
+    for offset in range(11, 31):
+        truth[offset] = truth[offset - 1] | {offset % 7: offset}
+        records += chain(writer, offset)
+        committed.append((len(records), offset))
+        if offset % 5 == 0:
+            records += snapshot(writer, offset, truth[offset])
+    for cut in range(len(records) + 1):
+        last = max(offset for length, offset in committed if length <= cut)
+        prefix = records[:cut]
+        for left in (prefix, *(compacted(prefix, tombstones=t) for t in (True, False))):
+            reader = read(left)
+            for offset in range(9, 33):
+                found = reader.at(offset, MINE[0])
+                assert isinstance(found, Unusable) or state_of(found) == truth[offset]
+            if last > 10:
+                assert isinstance(reader.at(last, MINE[0]), Restorable)
+
+
+def test_a_delta_that_was_never_committed_is_never_applied() -> None:
+    """What lies beyond the offset is passed over, replaced, and taken away by the next writer."""
+    first = StateWriter(PLACE, base_offset=10)
+    records = [*chain(first, 20, 30), *first.delta(*MINE, 40, delta_of({1: -1}))]
+    reader = read(records)
+    assert isinstance(reader.at(30, MINE[0]), Restorable)
+    second = StateWriter(PLACE, reader.found())
+    later = second.delta(*MINE, 50, delta_of({2: 50}))
+    assert [value is None for _, value in later] == [True, False]
+    for records_left in ([*records, *later], [*records, later[1]]):
+        found = found_at(records_left, 50)
+        assert isinstance(found, Restorable)
+        assert state_of(found) == {20 % 7: 20, 30 % 7: 30} | {2: 50}
+    assert isinstance(found_at([*records, *later], 40), Unusable)
+
+
+def test_a_late_writer_of_the_same_number_takes_nothing_over() -> None:
+    """A process that was thought dead writes a delta of the same number: refused, not mixed in."""
+    first = StateWriter(PLACE, base_offset=10)
+    records = chain(first, 20)
+    reader = read(records)
+    reader.at(20, MINE[0])
+    second = StateWriter(PLACE, reader.found())
+    mine = chain(second, 30, 40)
+    late = first.delta(*MINE, 33, delta_of({5: -1}))
+    assert late[0][0] == mine[0][0]
+    assert isinstance(found_at([*records, *mine], 40), Restorable)
+    found = found_at([*records, *mine, *late], 40)
+    assert isinstance(found, Unusable)
+    assert found.reason == "gap"
+
+
+def test_snapshots_take_turns_and_the_older_one_stays() -> None:
+    """A snapshot that is never finished leaves the one before it, and its deltas, usable."""
+    writer = StateWriter(PLACE, chunk_bytes=60, base_offset=10)
+    records = [*chain(writer, 20), *snapshot(writer, 20, {6: 20}), *chain(writer, 30)]
+    begun = snapshot(writer, 30, {6: 20, 2: 30})
+    head = next(i for i, (key, _) in enumerate(begun) if b'"head"' in key)
+    assert begun[head][0] == PLACE.key("head", 1)
+    for cut in (0, 1, head):
+        found = found_at([*records, *begun[:cut]], 30)
+        assert isinstance(found, Restorable)
+        assert (found.snapshot_offset, len(found.deltas)) == (20, 1)
+    found = found_at([*records, *begun], 30)
+    assert isinstance(found, Restorable)
+    assert (found.snapshot_offset, found.deltas) == (30, ())
+
+
+def test_a_smaller_snapshot_takes_away_the_chunks_of_a_larger_one() -> None:
+    """Chunks that no head refers to are tombstoned, those of a begun one that failed too."""
+    writer = StateWriter(PLACE, chunk_bytes=60, base_offset=10)
+    records = [*chain(writer, 20), *snapshot(writer, 20, dict.fromkeys(range(90), 1))]
+    reader = read(records)
+    reader.at(20, MINE[0])
+    writer = StateWriter(PLACE, reader.found(), 60)
+    records += islice(writer.snapshot(*MINE, 20, {}, delta_of(dict.fromkeys(range(60), 1))), 20)
+    for offset in (21, 22):
+        reader = read(records)
+        reader.at(offset - 1, MINE[0])
+        writer = StateWriter(PLACE, reader.found(), 60)
+        records += [*chain(writer, offset), *snapshot(writer, offset, {1: 1})]
+    chunks = [key for key, _ in compacted(records, tombstones=False) if b'"chunk"' in key]
+    small = snapshot(StateWriter(PLACE, None, 60, base_offset=22), 22, {1: 1})
+    assert len(chunks) == 2 * sum(b'"chunk"' in key for key, _ in small)
+
+
+def test_deltas_that_a_snapshot_holds_are_taken_away() -> None:
+    """Those given before the call, however long its records take; not those given meanwhile."""
+    writer = StateWriter(PLACE, base_offset=10)
+    records = chain(writer, 20, 30)
+    taken = writer.snapshot(*MINE, 30, {"offset": np.array([30])}, delta_of({6: 20, 2: 30}))
+    records += chain(writer, 40)
+    records += taken
+    left = [key for key, _ in compacted(records, tombstones=False) if b'"delta"' in key]
+    assert left == [PLACE.key("delta", 2, 0)]
+    found = found_at(records, 40)
+    assert isinstance(found, Restorable)
+    assert (found.snapshot_offset, len(found.deltas)) == (30, 1)
+
+
+def test_why_there_is_no_state() -> None:
+    """Each reason, from what the records are."""
+    writer = StateWriter(PLACE, base_offset=10)
+    records = [*chain(writer, 20), *snapshot(writer, 20, {6: 20}), *chain(writer, 30, 40, 50)]
+    live_records = compacted(records, tombstones=False)
+    keys = [key for key, _ in live_records]
+
+    def reason(offset: int, fingerprint: str = MINE[0], **changes: Any) -> str:
+        values = dict(live_records)
+        for name, value in changes.items():
+            values[next(key for key in keys if name.encode() in key)] = value
+        found = read(list(values.items())).at(offset, fingerprint)
+        assert isinstance(found, Unusable)
+        assert found.detail
+        return found.reason
+
+    found = StateReader(PLACE).at(20, MINE[0])
+    assert isinstance(found, Unusable)
+    assert found.reason == "none"
+    assert reason(45) == "offset"
+    assert reason(50, "0" * 64) == "fingerprint"
+    assert reason(45, "0" * 64) == "fingerprint"
+    assert reason(50, delta=b"x") == "damaged"
+    assert reason(50, chunk=b"") == "damaged"
+    assert reason(50, head=pack({})) == "damaged"
+    assert reason(50, delta=None) == "gap"
+    assert reason(50, chunk=None) == "gap"
+
+
+def test_the_model_is_that_of_the_last_delta() -> None:
+    """The one in force at the offset, whatever the snapshot was made under."""
+    writer = StateWriter(PLACE, base_offset=10)
+    records = [*chain(writer, 20), *snapshot(writer, 20, {})]
+    records += writer.delta(MINE[0], "b" * 64, "v2", 30, delta_of({}))
+    for offset, version in ((20, "v1"), (30, "v2")):
+        found = found_at(records, offset)
+        assert isinstance(found, Restorable)
+        assert found.model_version == version
+        assert found.model_hash == {"v1": "a", "v2": "b"}[version] * 64
+
+
+def test_a_chain_begins_where_the_state_was_empty() -> None:
+    """At its base there is nothing, and that is known; elsewhere nothing is known."""
+    records = chain(StateWriter(PLACE, base_offset=10), 20)
+    found = found_at(records, 10)
+    assert isinstance(found, Restorable)
+    assert found.snapshot_offset == 10
+    assert (found.features, found.decisions, found.deltas) == ({}, {}, ())
+    found = found_at(records, 20)
+    assert isinstance(found, Restorable)
+    assert (found.snapshot_offset, found.features, len(found.deltas)) == (10, {}, 1)
+    assert isinstance(found_at(records, 15), Unusable)
+
+
+def test_other_places_are_ignored() -> None:
+    """Another group, topic or partition, of however similar a name, is none of ours."""
+    others = [Place("group2", "ticks", 3), Place("group", "tick", 3), Place("group", "ticks", 33),
+              Place('group","ticks', "ticks", 3)]  # fmt: skip
+    reader = StateReader(PLACE)
+    for place in others:
+        for key, value in chain(StateWriter(place, base_offset=10), 20):
+            reader.take(key, value)
+    for key in (b"", b"\xff", b"[1]", b"{}"):
+        reader.take(key, b"value")
+    assert reader.found() == Found()
+
+
+def test_a_writer_refuses_what_would_be_a_wrong_chain() -> None:
+    """No base, an offset that goes back, no room in a record."""
+    with pytest.raises(ValueError, match="base_offset"):
+        StateWriter(PLACE)
+    with pytest.raises(ValueError, match="chunk_bytes: 0"):
+        StateWriter(PLACE, chunk_bytes=0, base_offset=1)
+    writer = StateWriter(PLACE, base_offset=10)
+    with pytest.raises(ValueError, match="next_offset: 9; allowed: 10 or more"):
+        writer.delta(*MINE, 9, {})
+    chain(writer, 20)
+    with pytest.raises(ValueError, match="next_offset: 19"):
+        writer.snapshot(*MINE, 19, {}, {})
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 200), st.integers(0, 7), st.data())
+def test_damage_of_any_bit_is_refused_or_passed_over(place: int, bit: int, data: Any) -> None:
+    """A flipped bit in any key or value never raises and never gives another state."""
+    writer = StateWriter(PLACE, chunk_bytes=90, base_offset=10)
+    records = [*chain(writer, 20), *snapshot(writer, 20, {6: 20}), *chain(writer, 30, 40)]
+    records = compacted(records, tombstones=False)
+    at = data.draw(st.integers(0, len(records) - 1))
+    key, value = records[at]
+    assert value is not None
+    which = data.draw(st.booleans())
+    changed = bytearray(key if which else value)
+    changed[place % len(changed)] ^= 1 << bit
+    records[at] = (bytes(changed), value) if which else (key, bytes(changed))
+    reader = read(records)
+    found = reader.at(40, MINE[0])
+    reader.found()
+    if isinstance(found, Restorable):
+        assert state_of(found) == {6: 20, 30 % 7: 30, 40 % 7: 40}
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=60), st.one_of(st.none(), st.binary(max_size=60)))
+def test_any_record_whatever_is_taken(rest: bytes, value: bytes | None) -> None:
+    """Nothing on the topic makes a reader fail."""
+    reader = StateReader(PLACE)
+    reader.take(PLACE.prefix + rest, value)
+    reader.found()
+    assert isinstance(reader.at(1, MINE[0]), Unusable)
