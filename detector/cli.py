@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import orjson
 import typer
@@ -191,6 +191,10 @@ def _toml(value: object) -> str:
 # ---- topics and events -------------------------------------------------------------------------
 
 
+STATE_TOPIC: Final = {"cleanup.policy": "compact", "max.compaction.lag.ms": "600000"}
+"""A reader of state reads the topic whole: what is void must not stay for days."""
+
+
 @topics_app.command("create")
 def topics_create(
     config: ConfigPath = None,
@@ -199,15 +203,18 @@ def topics_create(
     replication: Annotated[int, typer.Option(min=1, help="Copies of every partition.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Create the topics for ticks, anomalies, dead letters and, if configured, latents.
+    """Create the topics for ticks, anomalies, dead letters, state and, if configured, latents.
+
+    The topic of state is compacted and gets as many partitions as the input has.
 
     Example: tapewatch topics create --bootstrap localhost:9092 --partitions 8
     """
-    from detector.kafka import TopicPlan, create_topics  # noqa: PLC0415
+    from detector.kafka import TopicPlan, create_topics, partitions_of  # noqa: PLC0415
     from detector.service import connection_of  # noqa: PLC0415
 
     settings = _with_bootstrap(load_config(config), bootstrap)
     topics = settings.topics
+    connection = connection_of(settings)
     dead_letter_limit = {"max.message.bytes": str(16 * 1024 * 1024)}
     plans = [
         TopicPlan(topics.ticks, partitions, {}),
@@ -216,7 +223,10 @@ def topics_create(
     ]
     if topics.latents is not None:
         plans.append(TopicPlan(topics.latents, partitions, {}))
-    results = create_topics(connection_of(settings), plans, replication)
+    if settings.state.keep:
+        inputs = partitions_of(connection, topics.ticks) or partitions
+        plans.append(TopicPlan(topics.state, inputs, STATE_TOPIC))
+    results = create_topics(connection, plans, replication)
     if as_json:
         _print_json(results)
     else:

@@ -326,7 +326,6 @@ class CommitConfig(_Section):
         default=1000, ge=10, le=60_000, description="Time between two offset commits, in ms."
     )
 
-
     transaction_timeout_ms: int = Field(
         default=10_000,
         ge=1000,

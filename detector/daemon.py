@@ -236,21 +236,26 @@ class Daemon:
 
     def ready(self) -> tuple[bool, str]:
         """Whether ticks would be processed now."""
-        if self._failure is not None or self._stop.is_set():
-            return False, "stopping"
-        if hung := self._hung():
-            return False, hung
-        if not self._started:
-            return False, "waiting for Kafka and its topics"
-        if not self._partitions.joined:
-            return False, "waiting for the consumer group's assignment"
-        if not self._consumer.health.reachable:
-            return False, f"no broker reachable: {self._consumer.health.last_error}"
-        if self._decision.lost:
-            return False, "a transaction was lost, beginning anew from what is committed"
-        if waiting := sorted(self._partitions.replaying.copy()):
-            return False, f"windows of partitions {waiting} are being rebuilt from their ticks"
+        reason = self._not_ready()
+        if reason:
+            return False, reason
         return True, f"ready with {len(self._consumer.assigned_partitions)} partitions"
+
+    def _not_ready(self) -> str:
+        """Why no tick would be processed now, in words; "" where one would."""
+        rebuilt = sorted(self._partitions.replaying.copy())
+        reasons = {
+            "stopping": self._failure is not None or self._stop.is_set(),
+            (hung := self._hung()): bool(hung),
+            "waiting for Kafka and its topics": not self._started,
+            "waiting for the consumer group's assignment": not self._partitions.joined,
+            f"no broker reachable: {self._consumer.health.last_error}": (
+                not self._consumer.health.reachable
+            ),
+            "a transaction was lost, beginning anew from what is committed": self._decision.lost,
+            f"windows of partitions {rebuilt} are being rebuilt from their ticks": bool(rebuilt),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
     def _hung(self) -> str:
         """Why nothing is processed although the process runs, in words; "" where it is."""
@@ -549,7 +554,9 @@ class Daemon:
             return
         partition = self._keeper.due(work.positions, self._beat)
         if partition is not None:
-            self._checkpoint(work.positions, {partition: self._pipeline.capture_features(partition)})
+            self._checkpoint(
+                work.positions, {partition: self._pipeline.capture_features(partition)}
+            )
         elif self._decision.idle and self._decision.to_be_committed:
             self._checkpoint()
 
@@ -619,7 +626,7 @@ class Daemon:
             self._pipeline.release(partition)
         if self._keeper is None or not partitions:
             return None
-        return self._restore(partitions, lambda: self._stop.wait(0.5))
+        return self._restore(self._keeper, partitions, lambda: self._stop.wait(0.5))
 
     def revoked(self, partitions: list[int]) -> None:
         """Finish and commit what is under way, then forget the partitions."""
@@ -654,18 +661,19 @@ class Daemon:
         gone = set(partitions)
         self._partition_of = {k: p for k, p in self._partition_of.items() if p not in gone}
 
-    def _restore(self, partitions: list[int], pause: Callable[[], object]) -> dict[int, int] | None:
+    def _restore(
+        self, keeper: StateKeeper, partitions: list[int], pause: Callable[[], object]
+    ) -> dict[int, int] | None:
         """Give partitions the state of their committed offsets; return where to read from.
 
         Waits, pausing in between, while brokers do not answer. None: told to stop meanwhile.
         """
-        assert self._keeper is not None
         began = time.monotonic()
         while not self._stop.is_set():
             self._beat = time.monotonic()
             try:
                 places = self._consumer.places(partitions, _ANSWER_S)
-                found = self._keeper.restore(places, self._beat)
+                found = keeper.restore(places, self._beat)
             except TimeoutError as error:
                 self._raise_if_unusable()
                 _log.warning("state cannot be restored yet, waiting", error=str(error))
@@ -706,7 +714,9 @@ class Daemon:
         self._forget(partitions)
         self._ledger.abandon()
         generations = self._partitions.generations_of(partitions)
-        starts = self._restore(partitions, self._consumer.wait) if partitions else {}
+        starts: Mapping[int, int] | None = {}
+        if partitions and self._keeper is not None:
+            starts = self._restore(self._keeper, partitions, self._consumer.wait)
         if starts is None:
             return
         ours = self._consumer.assigned_partitions  # one may have gone, or come anew, meanwhile

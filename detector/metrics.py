@@ -413,4 +413,3 @@ class Metrics:
             self.rebalances.labels(kind)
         for outcome in ("done", "refused"):
             self.model_swaps.labels(outcome)
-

@@ -32,7 +32,14 @@ from detector.decision import Observer
 from detector.drift import DriftSpec
 from detector.endpoints import HttpServer
 from detector.features import FeatureSpec
-from detector.kafka import (Connection, Publisher, Step, TickConsumer, TransactionalPublisher, read_state)
+from detector.kafka import (
+    Connection,
+    Publisher,
+    Step,
+    TickConsumer,
+    TransactionalPublisher,
+    read_state,
+)
 from detector.metrics import Metrics
 from detector.model_watch import LoadedModel, ModelWatch
 from detector.pipeline import Pipeline, PipelineSpec

@@ -214,7 +214,8 @@ class StateKeeper:
             return Restored(partition, "new", base, place.next_offset)
         return Restored(partition, "warm_up", base, place.next_offset, found.detail)
 
-    def _write_on(self, partition: int, reader: StateReader, base_offset: int | None = None
+    def _write_on(
+        self, partition: int, reader: StateReader, base_offset: int | None = None
     ) -> None:
         owner = Owner(self._group, self._topic, partition)
         with self._lock:

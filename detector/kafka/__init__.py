@@ -14,7 +14,7 @@ from detector.kafka.consumer import (
 )
 from detector.kafka.publisher import Acknowledge, Publisher
 from detector.kafka.state_topic import read_state
-from detector.kafka.topics import TopicPlan, check_properties, create_topics, follow
+from detector.kafka.topics import TopicPlan, check_properties, create_topics, follow, partitions_of
 from detector.kafka.transactions import Step, TransactionalPublisher, TransactionLostError
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "consumer_settings",
     "create_topics",
     "follow",
+    "partitions_of",
     "read_state",
 ]

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from detector.errors import FailedError
 from detector.kafka.connection import (
     Connection,
     Health,
@@ -79,6 +80,35 @@ def create_topics(
         else:
             results[name] = "created"
     return results
+
+
+def partitions_of(connection: Connection, topic: str, timeout_s: float = 15.0) -> int:
+    """Return how many partitions a topic has; 0 where there is none.
+
+    Raises
+    ------
+    KafkaUnusableError, FailedError
+        The brokers refuse us, or none answers in time.
+    """
+    health = Health()
+    with refusals():
+        client = AdminClient(
+            cast(
+                "dict[str, str | int | float | bool]",
+                connection.settings(error_cb=health.on_error),
+            )
+        )
+    try:
+        found = client.list_topics(timeout=timeout_s).topics.get(topic)
+    except KafkaException as error:
+        client.poll(0)
+        if health.fatal is not None:
+            raise health.fatal from error
+        raise FailedError(
+            f"no broker answered at {connection.bootstrap_servers} within {timeout_s:.0f} s "
+            f"({error.args[0].str()}); check the address"
+        ) from error
+    return 0 if found is None else len(found.partitions)
 
 
 def follow(
