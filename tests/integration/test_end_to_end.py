@@ -48,6 +48,7 @@ class Desk:
         self.ticks = topics("ticks", partitions=PARTITIONS)
         self.anomalies = topics("anomalies")
         self.dead_letters = topics("dlq")
+        self.state = topics("state", PARTITIONS, {"cleanup.policy": "compact"})
         self.model = model
 
     def config(self, more: str = "") -> str:
@@ -61,6 +62,7 @@ properties = {{ "session.timeout.ms" = "6000" }}
 ticks = "{self.ticks}"
 anomalies = "{self.anomalies}"
 dead_letters = "{self.dead_letters}"
+state = "{self.state}"
 [model]
 path = "{self.model}"
 [commit]
