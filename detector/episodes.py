@@ -249,6 +249,7 @@ class EpisodeBook:
             twice, an open one has no row; a row cannot be. The state is then unchanged.
         """
         self._check(arrays, np.zeros(len(self._places), np.bool_))
+        self._explained = {}
         self._take(arrays)
 
     def put(self, arrays: Arrays) -> None:
@@ -312,22 +313,15 @@ class EpisodeBook:
             rows = np.empty((len(slots), present.shape[1]), present.dtype)
             rows[given], rows[~given] = arrays[name][theirs], present[mine]
             merged.append(rows)
-        told = {slot: self._explained[slot] for slot in slots[~given].tolist()}
-        for slot, top, facts in zip(
-            # Copied, or the rows would keep all of the snapshot's bytes.
-            *(arrays["slots"].tolist(), arrays["top"].copy(), arrays["facts"].copy()),
-            strict=True,
-        ):
-            told[slot] = top, facts
-        self._install(slots, merged, told)
+        # Copied, or the rows would keep all of the snapshot's bytes.
+        top, facts = arrays["top"].copy(), arrays["facts"].copy()
+        self._explained.update(
+            zip(arrays["slots"].tolist(), zip(top, facts, strict=True), strict=True)
+        )
+        self._install(slots, merged)
         self._partition[k.WATERMARK] = arrays["watermark"][0]
 
-    def _install(
-        self,
-        slots: npt.NDArray[np.int32],
-        rows: list[npt.NDArray[Any]],
-        told: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]],
-    ) -> None:
+    def _install(self, slots: npt.NDArray[np.int32], rows: list[npt.NDArray[Any]]) -> None:
         """Let just these episodes be open, in this order."""
         n = len(slots)
         room = -(-n // _EPISODE_ROWS) * _EPISODE_ROWS
@@ -344,7 +338,6 @@ class EpisodeBook:
         self._free[: room - n] = np.arange(room - 1, n - 1, -1)
         self._places.fill(k.CLOSED)
         self._places[slots] = np.arange(n)
-        self._explained = told
         quiet_ns = round(self._policy.quiet_s * NS_PER_S)
         due = self._state[:n, k.ALIVE_WATERMARK] + quiet_ns
         self._partition[k.NEXT_DEADLINE] = due.min() if n else k.NEVER

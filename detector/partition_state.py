@@ -133,7 +133,8 @@ class DecisionState:
 def restored(
     fresh: Callable[[], DecisionState],
     features: int,
-    told: Sequence[Arrays],
+    decisions: Arrays,
+    deltas: Sequence[Arrays],
     *,
     same_model: bool = True,
 ) -> tuple[DecisionState, dict[int, str]]:
@@ -145,8 +146,10 @@ def restored(
         Makes a state that has seen nothing.
     features
         Number of features that an explanation may speak of.
-    told
-        A whole state, or nothing, and the deltas after it.
+    decisions
+        A whole state, or nothing.
+    deltas
+        Those after it, in order.
     same_model
         Whether it is the model that told it which goes on. If not, only the watermark and the names
         are taken over, and the next delta says that all others are void.
@@ -157,7 +160,7 @@ def restored(
         Something does not fit.
     """
     state, names = fresh(), dict[int, str]()
-    parts = [_parted(arrays) for arrays in told if arrays]
+    parts = [_parted(arrays) for arrays in (decisions, *deltas) if arrays]
     for part in parts:
         names |= _names_of(part["names"])
     state.names.put(names)
@@ -168,22 +171,16 @@ def restored(
         return state, names
     # What came before a reset is another model's, and need not fit this one's.
     first = max((i for i, part in enumerate(parts) if RESET in part), default=0)
-    for part in parts[first:]:
+    for i, part in enumerate(parts[first:], start=first):
         state.book.put(part["episodes"])
         _check_explanations(part["episodes"], features)
         if "thresholds" not in part:  # it was told while they did not follow their alarms
             state.thresholds = fresh().thresholds
+        elif state.thresholds is not None and i == 0 and decisions:
+            state.thresholds.restore(part["thresholds"])
         elif state.thresholds is not None:
-            _put_thresholds(state.thresholds, part["thresholds"])
+            state.thresholds.put(part["thresholds"])
     return state, names
-
-
-def _put_thresholds(book: ThresholdBook, told: Arrays) -> None:
-    """Apply a delta, which says of which slots it is, or a whole state, which does not."""
-    if "slots" in told:
-        book.put(told)
-    else:
-        book.restore(told)
 
 
 def _joined(parts: Mapping[str, Arrays]) -> dict[str, npt.NDArray[Any]]:

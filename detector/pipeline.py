@@ -279,7 +279,8 @@ class Pipeline:
         state, names = restored(
             self._new_state,
             len(self._features.names),
-            [decisions, *deltas],
+            decisions,
+            deltas,
             same_model=same_model,
         )
         self._banks[partition] = bank

@@ -138,6 +138,8 @@ def _header(data: memoryview) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]
 
 def _array(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return the bytes as an array; a size of 0 beside one beyond any memory is refused too."""
+    if dtype == np.bool_ and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+        raise SnapshotError("snapshot: a bool that is neither 0 nor 1")
     try:
         array: npt.NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
     except (ValueError, OverflowError) as error:

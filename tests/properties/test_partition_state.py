@@ -8,9 +8,10 @@ then                          |= equal in every bit =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 
 from detector.artifact import Artifact
 from detector.episodes import EpisodePolicy
-from detector.features import FeatureSpec, vector_spec
+from detector.features import DEFAULT, FeatureSpec, vector_spec
 from detector.pipeline import Outcome, Pipeline, PipelineSpec
 from detector.scorer import Scorer
 from detector.snapshots import pack, unpack
+from detector.state_records import Place, Record, StateReader, StateWriter, Unusable
 from detector.ticks import TickBatch
 from tests.models import random_artifact
 from tests.streams import market, repetitive, roughened, vectors
@@ -37,6 +39,7 @@ N = 1_200
 SMALL = FeatureSpec(short_window=4, recent_window=2, warmup=4, warmup_s=0.0, gap_s=600.0)
 """Ready after few ticks: instruments that are evicted all the time are scored too."""
 COLUMNS = ("a", "b")
+PLACE = Place("group", "ticks", 0)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +198,7 @@ def check(
 
 
 def equal(mine: Any, theirs: Any, story: Story) -> None:
-    """Two states are the same to the last bit; a delta that was due earlier holds more rows."""
+    """Two states are the same to the last bit."""
     assert set(mine) == set(theirs), story
     for name in mine:
         assert mine[name].dtype == theirs[name].dtype
@@ -236,3 +239,208 @@ def test_what_the_property_is_about_happens(scorers: dict[str, Scorer]) -> None:
     assert any("anomaly_type" in e for e in told)
     assert {e["model"]["version"] for e in told} == {"named", "b"}
     assert any(e["symbol"].startswith("N") for e in told)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    story=stories(["budget", "head"]),
+    crash=st.integers(0, 2_000),
+    compact=st.booleans(),
+    chunk_bytes=st.sampled_from([300, 5_000, 900_000]),
+)
+def test_a_crash_anywhere_between_the_records_restores_what_was_committed(
+    story: Story, crash: int, chunk_bytes: int, scorers: dict[str, Scorer], *, compact: bool
+) -> None:
+    """By way of the topic: the records up to a crash, compacted or not, lead to the commit before.
+
+    Every batch commits with its delta; a snapshot is written while the batches after it go on.
+    """
+    batches, scorer = stream_of(story), scorers[story.model]
+    living = pipeline_of(story, scorer)
+    writer = StateWriter(PLACE, chunk_bytes=chunk_bytes, base_offset=0)
+    origin = (SMALL.fingerprint, scorer.model_hash, scorer.version)
+    records: list[Record] = []
+    commits = [(0, 0)]
+    snapshot: Iterator[Record] = iter(())
+    for i, batch in enumerate(batches):
+        living.process(batch)
+        offset = commits[-1][1] + len(batch)
+        records += writer.delta(*origin, offset, living.take_delta(0))
+        commits.append((len(records), offset))
+        if story.told[i % len(story.told)]:
+            features, decisions = living.capture_features(0), living.capture_decisions(0)
+            records += snapshot  # one at a time: the one before has to end first
+            commits[-1] = len(records), offset
+            snapshot = writer.snapshot(*origin, offset, features, decisions)
+        records += islice(snapshot, i % 4)
+    records = records[: crash % (len(records) + 1)]
+    committed = max(offset for length, offset in commits if length <= len(records))
+    if compact:
+        newest = {key: i for i, (key, _) in enumerate(records)}
+        records = [record for i, record in enumerate(records) if newest[record[0]] == i]
+    reader = StateReader(PLACE)
+    for key, value in records:
+        reader.take(key, value)
+    found = reader.at(committed, SMALL.fingerprint)
+    if isinstance(found, Unusable):
+        assert committed == 0  # not even the first delta is whole
+        return
+    other, same = pipeline_of(story, scorer), pipeline_of(story, scorer)
+    other.restore(0, found.features, found.decisions, found.deltas)
+    whole = TickBatch.from_ticks(np.concatenate([batch.ticks for batch in batches]))
+    names = [batch.symbols for batch in batches]
+    starts = [0, *(offset for _, offset in commits[1:-1])]
+    for start, batch, symbols in zip(starts, batches, names, strict=True):
+        part = replace(whole[start : start + len(batch)], symbols=symbols)
+        if start < committed:
+            same.process(part)
+            if start >= found.snapshot_offset:
+                other.replay(part)
+        else:
+            assert facts(other.process(part)) == facts(same.process(part))
+
+
+def test_replay_may_split_a_stream_anywhere(scorers: dict[str, Scorer]) -> None:
+    """Features are rebuilt from ticks in any batches, and nothing is scored meanwhile."""
+    story = Story("budget", "budget", LONG, 5, 2, "rough", (400,), (True,), 0, 0, 9)
+    first, second = stream_of(story)
+    living = pipeline_of(story, scorers["budget"])
+    living.process(first)
+    delta = living.take_delta(0)
+    other = pipeline_of(story, scorers["budget"])
+    other.restore(0, {}, {}, [delta])
+    for start in range(0, 400, 37):
+        other.replay(first[start : min(start + 37, 400)])
+    assert facts(other.process(second)) == facts(living.process(second))
+
+
+def test_state_of_another_model_leaves_watermark_names_and_windows(
+    scorers: dict[str, Scorer],
+) -> None:
+    """Nothing that the other model's scores led to comes back, and the next delta says so."""
+    story = Story("head", "budget", LONG, 5, 1, "market", (600,), (True,), 0, 0, 9)
+    first, second = stream_of(story)
+    old = pipeline_of(story, scorers["head"])
+    old.process(first)
+    features, decisions = old.capture_features(0), old.capture_decisions(0)
+    assert len(decisions["episodes.open"])
+    swapped = pipeline_of(story, scorers["head"])
+    swapped.process(first)
+    swapped.change_model(scorers["budget"], {0: 600})
+    new = pipeline_of(story, scorers["budget"])
+    new.restore(0, features, decisions, (), same_model=False)
+    assert new.open_episodes() == {0: 0}
+    delta = new.take_delta(0)
+    assert "reset" in delta
+    assert delta["episodes.watermark"] == decisions["episodes.watermark"]
+    assert facts(new.process(second)) == facts(swapped.process(second))
+    again = pipeline_of(story, scorers["budget"])
+    again.restore(0, features, decisions, [delta, new.take_delta(0)])
+    equal(again.capture_decisions(0), new.capture_decisions(0), story)
+
+
+def told_of(scorers: dict[str, Scorer], model: str) -> tuple[Story, Arrays, Arrays, Arrays]:
+    """A story with open episodes; its features, whole decision state, and a delta after it."""
+    story = Story(model, model, LONG, 50, 1, "market", (700,), (True,), 0, 0, 9)
+    pipeline = pipeline_of(story, scorers[model])
+    first, second = stream_of(story)
+    pipeline.process(first)
+    pipeline.take_delta(0)
+    whole = pipeline.capture_features(0), pipeline.capture_decisions(0)
+    pipeline.process(second[:3])
+    return story, *whole, pipeline.take_delta(0)
+
+
+def with_slot(value: int) -> Any:
+    """Put a value where the first slot, or row, stands."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array.flat[0] = value
+        return array
+
+    return change
+
+
+REFUSED = [
+    ("features", "fingerprint", with_slot(-1 % 7), "fingerprint"),
+    ("features", "keys", lambda a: a[:-1], "needed int32"),
+    ("features", "keys", lambda a: a[0], "keys"),
+    ("features", "order", with_slot(10**6), "twice"),
+    ("decisions", "episodes.open", with_slot(50), "slots from"),
+    ("decisions", "episodes.open", lambda a: np.append(a, a[:1]), "twice"),
+    ("decisions", "episodes.slots", with_slot(-1), "slots from"),
+    ("decisions", "episodes.slots", lambda a: a[:-1], "state is"),
+    ("decisions", "episodes.open", lambda a: a[1:], "not open"),
+    ("decisions", "episodes.watermark", lambda a: np.repeat(a, 2), "2 watermarks"),
+    ("decisions", "episodes.watermark", lambda a: a.astype(np.float64), "watermark is float64"),
+    ("decisions", "episodes.peak", lambda a: a * np.nan, "NaN"),
+    ("decisions", "episodes.peak", lambda a: a * 0, "not positive"),
+    ("decisions", "episodes.state", lambda a: a * 0, "without ticks"),
+    ("decisions", "episodes.sums", lambda a: a[:, 1:], "sums is"),
+    ("decisions", "episodes.sums", lambda a: a * np.inf, "sums holds"),
+    ("decisions", "episodes.top", lambda a: a + 10_000, "explained by"),
+    ("decisions", "episodes.facts", lambda a: a[:, :, 1:], "facts is"),
+    ("decisions", "thresholds.floats", lambda a: a * np.nan, "NaN"),
+    ("decisions", "thresholds.integers", lambda a: a.astype(np.int32), "int32"),
+    ("decisions", "thresholds.integers", lambda a: np.zeros((99, a.shape[1]), a.dtype), "99"),
+    ("decisions", "names.ends", lambda a: a[::-1], "do not end"),
+    ("decisions", "names.text", lambda a: a * 0 + 255, "utf-8"),
+    ("delta", "thresholds.slots", with_slot(-1), "slots from"),
+    ("delta", "thresholds.slots", lambda a: a * 0, "twice"),
+    ("delta", "episodes.open", lambda a: np.append(a, 49).astype(np.int32), "without its row"),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "change", "why"), REFUSED)
+def test_what_does_not_fit_is_refused_whole(
+    scorers: dict[str, Scorer], part: str, name: str, change: Any, why: str
+) -> None:
+    """A reason is given, and nothing of the partition is left, neither of it nor from before."""
+    model = "budget" if name.startswith("thresholds") else "head"
+    story, features, decisions, delta = told_of(scorers, model)
+    parts = {"features": features, "decisions": decisions, "delta": delta}
+    pipeline = pipeline_of(story, scorers[model])
+    pipeline.restore(0, features, decisions, [delta])
+    wrong = dict(parts[part])
+    wrong[name] = change(wrong[name])
+    with pytest.raises(ValueError, match=why):
+        pipeline.restore(0, *({**parts, part: wrong}[p] for p in ("features", "decisions")),
+                         [{**parts, part: wrong}["delta"]])  # fmt: skip
+    assert (pipeline.tracked_instruments(), pipeline.open_episodes()) == ({}, {})
+    for changed in ({k: v for k, v in parts[part].items() if k != name},
+                    {**parts[part], "other": np.zeros(1)}):  # fmt: skip
+        with pytest.raises(ValueError, match="hold"):
+            pipeline.restore(0, *({**parts, part: changed}[p] for p in ("features", "decisions")),
+                             [{**parts, part: changed}["delta"]])  # fmt: skip
+
+
+def test_fewer_slots_than_instruments_and_another_evidence_are_refused(
+    scorers: dict[str, Scorer],
+) -> None:
+    """A smaller cap, or a model whose head says more, cannot take the state over."""
+    story, features, decisions, delta = told_of(scorers, "head")
+    with pytest.raises(ValueError, match="at most 5 fit"):
+        pipeline_of(replace(story, cap=5), scorers["head"]).restore(0, features, {}, [])
+    with pytest.raises(ValueError, match="slots from"):
+        pipeline_of(replace(story, cap=2), scorers["head"]).restore(0, {}, decisions, [])
+    with pytest.raises(ValueError, match="sums is"):
+        pipeline_of(story, scorers["budget"]).restore(0, features, decisions, [delta])
+
+
+def test_a_snapshot_takes_at_most_four_kilobytes_an_instrument(
+    tmp_path: Path,
+) -> None:
+    """Features, threshold, name, and an open episode of every tenth instrument, uncompressed."""
+    instruments = 200
+    ticks = market(40 * instruments, instruments, 1)
+    names = {int(key): f"SYMBOL{key}" for key in np.unique(TickBatch.from_ticks(ticks).keys)}
+    batch = TickBatch.from_ticks(ticks, symbols=names)
+    spec = replace(DEFAULT, warmup=16, warmup_s=0.0)
+    scorer = Scorer(random_artifact(tmp_path / "m", spec, threshold=12.5, budget=10.0))
+    pipeline = Pipeline(spec, scorer, PipelineSpec(policy=LONG))
+    pipeline.process(batch)
+    assert pipeline.tracked_instruments() == {0: instruments}
+    assert instruments / 20 < pipeline.open_episodes()[0]
+    size = len(pack(pipeline.capture_features(0))) + len(pack(pipeline.capture_decisions(0)))
+    assert size / instruments <= 4_096
