@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -64,7 +65,7 @@ def test_a_killed_daemon_goes_on_where_it_was(
     records = all_ticks(tape)
     daemon = start_daemon(config).wait_ready()
     cuts = [0, *sorted(rng.sample(range(len(records)), 3)), len(records)]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         produce_all(desk.bootstrap, desk.ticks, records[start:stop])
         if stop == len(records):
             break
