@@ -47,6 +47,7 @@ class Topics:
     ticks: str
     anomalies: str
     dead_letters: str
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,12 @@ class Cluster:
     def topics(self, partitions: int, ticks: str | None = None) -> Topics:
         """Create the topics of a run, the input too unless one is given."""
         run = uuid.uuid4().hex[:8]
-        names = Topics(ticks or f"ticks-{run}", f"anomalies-{run}", f"dlq-{run}")
-        plans = [TopicPlan(names.anomalies, partitions, {}), TopicPlan(names.dead_letters, 1, {})]
+        names = Topics(ticks or f"ticks-{run}", f"anomalies-{run}", f"dlq-{run}", f"state-{run}")
+        plans = [
+            TopicPlan(names.anomalies, partitions, {}),
+            TopicPlan(names.dead_letters, 1, {}),
+            TopicPlan(names.state, partitions, {"cleanup.policy": "compact"}),
+        ]
         if ticks is None:
             plans.append(TopicPlan(names.ticks, partitions, {}))
         results = create_topics(self.connection, plans, 1)
@@ -261,6 +266,7 @@ group_id = "group-{topics.anomalies}"
 ticks = "{topics.ticks}"
 anomalies = "{topics.anomalies}"
 dead_letters = "{topics.dead_letters}"
+state = "{topics.state}"
 [model]
 path = "{model}"
 watch_s = {watch_s}

@@ -83,6 +83,11 @@ class Desk:
         """Name of the dead-letter topic."""
         return f"dlq{self.suffix}"
 
+    @property
+    def state(self) -> str:
+        """Name of the topic of state."""
+        return f"state{self.suffix}"
+
     def write(self, port: int) -> None:
         """Write configuration and symbol map."""
         symbols = self.folder / f"{self.name}-symbols.csv"
@@ -99,6 +104,7 @@ group_id = "{self.name}"
 ticks = "{self.ticks}"
 anomalies = "{self.anomalies}"
 dead_letters = "{self.dead_letters}"
+state = "{self.state}"
 [model]
 path = "{self.model}"
 [commit]

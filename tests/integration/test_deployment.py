@@ -208,7 +208,9 @@ def test_a_pod_that_restarts_keeps_its_partitions(
 ) -> None:
     """With the cluster's configuration a member that ends and comes back moves no partition."""
     (text,) = of_kind(rendered("cpu"), "ConfigMap")["data"].values()
-    topics = {name: topic_factory(name, partitions=4) for name in ("ticks", "anomalies", "dlq")}
+    topics = {
+        name: topic_factory(name, partitions=4) for name in ("ticks", "anomalies", "dlq", "state")
+    }
     group = topics["ticks"]
 
     def config(pod: str) -> str:
@@ -225,7 +227,7 @@ def test_a_pod_that_restarts_keeps_its_partitions(
             here = here.replace(there, put)
         return (
             f'{here}\n[topics]\nticks = "{group}"\nanomalies = "{topics["anomalies"]}"\n'
-            f'dead_letters = "{topics["dlq"]}"\n'
+            f'dead_letters = "{topics["dlq"]}"\nstate = "{topics["state"]}"\n'
         )
 
     stays = start_daemon(config("tapewatch-0")).wait_ready()

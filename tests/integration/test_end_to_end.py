@@ -371,7 +371,7 @@ def test_topics_create_twice(kafka_bootstrap: str) -> None:
     """`topics create` makes every topic that is named, and is content when they exist."""
     names = {
         f"TAPEWATCH_TOPICS__{n.upper()}": f"{n}-{uuid.uuid4().hex[:6]}"
-        for n in ("ticks", "anomalies", "dead_letters", "latents")
+        for n in ("ticks", "anomalies", "dead_letters", "state", "latents")
     }
     command = [sys.executable, "-m", "detector", "topics", "create", "--json"]
     command += ["--bootstrap", kafka_bootstrap, "--partitions", "2"]

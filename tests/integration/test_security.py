@@ -32,8 +32,10 @@ from tests.running import RunningDaemon, Tape, tapewatch, wait_until
 PASSWORD = "right-horse-battery"  # noqa: S105  (of the test's own broker)
 WRONG = "wrong-horse-battery"
 TICKS, ANOMALIES, DEAD_LETTERS, POISON = "ticks", "anomalies", "anomalies.dlq", "poison"
+STATE = "tapewatch.state"
+TOPICS = (TICKS, ANOMALIES, DEAD_LETTERS, POISON, STATE)
 GROUP = "tw"
-ALL = frozenset({"ticks", "anomalies", "dlq", "group"})
+ALL = frozenset({"ticks", "anomalies", "dlq", "group", "read-state", "write-state", "transactions"})
 LACKING = {f"no-{right}": ALL - {right} for right in sorted(ALL)}
 USERS = {"tapewatch": ALL, "tapewatch-oauth": ALL, **LACKING}
 EXITS_WITHIN_S = 60.0
@@ -109,7 +111,7 @@ def secured(
         scram=dict.fromkeys(USERS, PASSWORD),
     )
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    topics = [NewTopic(name, 1, 1) for name in (TICKS, ANOMALIES, DEAD_LETTERS, POISON)]
+    topics = [NewTopic(name, 1, 1) for name in TOPICS]
     for made in admin.create_topics(topics).values():
         made.result(30)
     rules = [rule for user, rights in USERS.items() for rule in _rules(user, rights)]
@@ -123,7 +125,7 @@ def secured(
 def _rules(user: str, rights: frozenset[str]) -> Iterator[AclBinding]:
     topic, group = ResourceType.TOPIC, ResourceType.GROUP
     read, write, see = AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE
-    granted = [(topic, name, see) for name in (TICKS, ANOMALIES, DEAD_LETTERS, POISON)]
+    granted = [(topic, name, see) for name in TOPICS]
     granted += [(topic, TICKS, write), (topic, ANOMALIES, read)]
     if "ticks" in rights:
         granted += [(topic, TICKS, read), (topic, POISON, read)]
@@ -131,10 +133,16 @@ def _rules(user: str, rights: frozenset[str]) -> Iterator[AclBinding]:
         granted.append((topic, ANOMALIES, write))
     if "dlq" in rights:
         granted.append((topic, DEAD_LETTERS, write))
+    if "read-state" in rights:
+        granted.append((topic, STATE, read))
+    if "write-state" in rights:
+        granted.append((topic, STATE, write))
     if "group" in rights:
         granted.append((group, GROUP, read))
+    if "transactions" in rights:
+        granted.append((ResourceType.TRANSACTIONAL_ID, GROUP, write))
     for kind, name, operation in granted:
-        pattern = ResourcePatternType.PREFIXED if kind is group else ResourcePatternType.LITERAL
+        pattern = ResourcePatternType.LITERAL if kind is topic else ResourcePatternType.PREFIXED
         allow = AclPermissionType.ALLOW
         yield AclBinding(kind, name, pattern, f"User:{user}", "*", operation, allow)
 
@@ -303,6 +311,9 @@ def test_who_cannot_get_in_is_told(
         ("anomalies", TICKS, "TOPIC_AUTHORIZATION_FAILED"),
         ("dlq", POISON, "TOPIC_AUTHORIZATION_FAILED"),
         ("group", TICKS, "GROUP_AUTHORIZATION_FAILED"),
+        ("read-state", TICKS, "TOPIC_AUTHORIZATION_FAILED"),
+        ("write-state", TICKS, "TOPIC_AUTHORIZATION_FAILED"),
+        ("transactions", TICKS, "TRANSACTIONAL_ID_AUTHORIZATION_FAILED"),
     ],
 )
 def test_a_missing_right_is_named(
@@ -316,7 +327,10 @@ def test_a_missing_right_is_named(
     # A group of its own: where another one committed, nothing would be left to read.
     config = secured.config(model, scram(f"no-{right}"), topic)
     config = config.replace(f'group_id = "{GROUP}"', f'group_id = "{GROUP}-{right}"')
+    if right == "transactions":
+        config = f'delivery = "exactly_once"\n{config}'
     ended = run_to_its_end(tmp_path, config)
     assert words in last_line(ended), ended.stderr
     named = {"ticks": TICKS, "anomalies": ANOMALIES, "dlq": DEAD_LETTERS, "group": f"{GROUP}-group"}
+    named |= {"read-state": STATE, "write-state": STATE, "transactions": f"{GROUP}-{right}"}
     assert named[right] in last_line(ended), ended.stderr

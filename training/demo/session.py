@@ -111,7 +111,7 @@ def run_demo(scenario: Scenario, view: View, began: float) -> Summary:
         trained = time.monotonic()
         view.step("starting an embedded broker and the daemon")
         with EmbeddedBroker() as broker:
-            for topic in (TOPICS.ticks, TOPICS.anomalies, TOPICS.dead_letters):
+            for topic in (TOPICS.ticks, TOPICS.anomalies, TOPICS.dead_letters, TOPICS.state):
                 broker.create_topic(topic)
             with DaemonProcess(folder, broker.bootstrap, model) as daemon:
                 run = _Run(scenario, artifact.thresholds.pooled, daemon, view)
