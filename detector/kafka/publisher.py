@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -138,5 +139,9 @@ class Publisher:
 
     def _serve_deliveries(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(0.05)
-        self._producer.poll(0)
+            try:
+                self._producer.poll(0.05)
+            except KafkaException:  # fatal for this producer: whoever calls it next is told
+                self._closing.wait(0.05)
+        with contextlib.suppress(KafkaException):
+            self._producer.poll(0)
