@@ -161,6 +161,7 @@ class Daemon:
         self._consumer = consumer(self)
         metrics.kafka.watch("consumer", self._consumer.health)
         metrics.kafka.watch("producer", publisher.health)
+        metrics.is_ready = lambda: self.ready()[0]
         self._ledger = Ledger()
         self._work: queue.Queue[_Work | None] = queue.Queue(_QUEUED_BATCHES)
         self._decision = threading.Thread(target=self._decide_all, name="decision", daemon=True)
@@ -238,18 +239,17 @@ class Daemon:
     def ready(self) -> tuple[bool, str]:
         """Whether ticks would be processed now."""
         if self._failure is not None or self._stop.is_set():
-            answer = (False, "stopping")
-        elif not self._started:
-            answer = (False, "waiting for Kafka and its topics")
-        elif not self._assigned.joined:
-            answer = (False, "waiting for the consumer group's assignment")
-        elif not self._consumer.health.reachable:
-            answer = (False, f"no broker reachable: {self._consumer.health.last_error}")
-        else:
-            n = len(self._consumer.assigned_partitions)
-            answer = (True, f"ready with {n} partitions")
-        self._metrics.ready.set(answer[0])
-        return answer
+            return False, "stopping"
+        alive, reason = self.healthy()
+        if not alive:
+            return False, reason
+        if not self._started:
+            return False, "waiting for Kafka and its topics"
+        if not self._assigned.joined:
+            return False, "waiting for the consumer group's assignment"
+        if not self._consumer.health.reachable:
+            return False, f"no broker reachable: {self._consumer.health.last_error}"
+        return True, f"ready with {len(self._consumer.assigned_partitions)} partitions"
 
     def _wait_for_topics(self) -> None:
         """Wait with backoff until a broker answers; refuse to start without the topics."""
@@ -474,7 +474,6 @@ class Daemon:
         for key, kept, refused in pipeline.symbols.take_collisions():
             self._metrics.symbol_collisions.inc()
             _log.warning("symbol refused, its key is taken", key=key, kept=kept, refused=refused)
-        self.ready()
 
     def _raise_if_unusable(self) -> None:
         for health in (self._consumer.health, self._publisher.health):
