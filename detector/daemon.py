@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import math
 import queue
 import threading
 import time
@@ -172,6 +173,7 @@ class Daemon:
         self._tracked: dict[int, int] = {}
         self._ticks_per_message = 1.0
         self._beat = time.monotonic()
+        self._waits_since = math.inf  # for the decision thread to take more
         self._commit_due = 0.0
         self._drift_due = 0.0
         self._commit_errors_seen = 0
@@ -240,9 +242,8 @@ class Daemon:
         """Whether ticks would be processed now."""
         if self._failure is not None or self._stop.is_set():
             return False, "stopping"
-        alive, reason = self.healthy()
-        if not alive:
-            return False, reason
+        if hung := self._hung():
+            return False, hung
         if not self._started:
             return False, "waiting for Kafka and its topics"
         if not self._assigned.joined:
@@ -250,6 +251,19 @@ class Daemon:
         if not self._consumer.health.reachable:
             return False, f"no broker reachable: {self._consumer.health.last_error}"
         return True, f"ready with {len(self._consumer.assigned_partitions)} partitions"
+
+    def _hung(self) -> str:
+        """Why nothing is processed although the process runs, in words; "" where it is."""
+        alive, reason = self.healthy()
+        if not alive:
+            return reason
+        waited_s = time.monotonic() - self._waits_since
+        if waited_s <= _BEAT_LIMIT_S:
+            return ""
+        return (
+            f"no micro-batch was decided and published for {waited_s:.0f} s: scoring hangs, or the "
+            "brokers take no events"
+        )
 
     def _wait_for_topics(self) -> None:
         """Wait with backoff until a broker answers; refuse to start without the topics."""
@@ -432,6 +446,7 @@ class Daemon:
 
     def _put(self, work: _Work | None, *, force: bool = False) -> None:
         """Hand work to the decision thread, waiting while it is behind."""
+        self._waits_since = time.monotonic()
         while self._failure is None or force:
             try:
                 self._work.put(work, timeout=0.1)
@@ -440,7 +455,8 @@ class Daemon:
                 if not self._decision.is_alive():
                     return
             else:
-                return
+                break
+        self._waits_since = math.inf
 
     def _commit(self, *, wait: bool) -> None:
         """Commit what is acknowledged; a failed commit is counted and repeated by the next."""
