@@ -172,14 +172,13 @@ def restored(
     # What came before a reset is another model's, and need not fit this one's.
     first = max((i for i, part in enumerate(parts) if RESET in part), default=0)
     for i, part in enumerate(parts[first:], start=first):
-        state.book.put(part["episodes"])
+        whole = i == 0 and bool(decisions)
+        (state.book.restore if whole else state.book.put)(part["episodes"])
         _check_explanations(part["episodes"], features)
         if "thresholds" not in part:  # it was told while they did not follow their alarms
             state.thresholds = fresh().thresholds
-        elif state.thresholds is not None and i == 0 and decisions:
-            state.thresholds.restore(part["thresholds"])
         elif state.thresholds is not None:
-            state.thresholds.put(part["thresholds"])
+            (state.thresholds.restore if whole else state.thresholds.put)(part["thresholds"])
     return state, names
 
 

@@ -418,3 +418,19 @@ def test_any_record_whatever_is_taken(rest: bytes, value: bytes | None) -> None:
     reader.take(PLACE.prefix + rest, value)
     reader.found()
     assert isinstance(reader.at(1, MINE[0]), Unusable)
+
+
+def test_an_older_snapshot_does_not_stand_for_one_that_is_not_whole() -> None:
+    """Two snapshots hold the same delta; the later one lacks a chunk: no state at its offset."""
+    writer = StateWriter(PLACE, chunk_bytes=60, base_offset=10)
+    records = [*chain(writer, 20), *snapshot(writer, 20, {6: 20})]
+    later = snapshot(writer, 25, {6: 25})
+    assert isinstance(found_at([*records, *later], 25), Restorable)
+    found = found_at([*records, *later[1:]], 25)
+    assert isinstance(found, Unusable)
+    assert found.reason == "gap"
+    assert isinstance(found_at([*records, *later[1:]], 20), Restorable)
+    begun = [record for record in later[1:] if record[1] is not None]
+    again = chain(StateWriter(PLACE, chunk_bytes=60, base_offset=10), 20)
+    assert isinstance(found_at([*again, *begun], 20), Restorable)
+    assert isinstance(found_at([*again, *begun], 25), Unusable)

@@ -314,6 +314,25 @@ def test_replay_may_split_a_stream_anywhere(scorers: dict[str, Scorer]) -> None:
     assert facts(other.process(second)) == facts(living.process(second))
 
 
+def test_a_capture_between_two_deltas_takes_nothing_from_them(scorers: dict[str, Scorer]) -> None:
+    """The chain that began before a capture still leads to the state: it may never be finished."""
+    story = Story("budget", "budget", LONG, 50, 1, "market", (300, 600, 602), (), 0, 0, 9)
+    batches = stream_of(story)
+    living, other = (pipeline_of(story, scorers["budget"]) for _ in range(2))
+    chain = []
+    for number, batch in enumerate(batches[:3]):
+        living.process(batch)
+        if number == 1:
+            living.capture_decisions(0)
+        else:
+            chain.append(living.take_delta(0))
+    other.restore(0, {}, {}, chain)
+    for batch in batches[:3]:
+        other.replay(batch)
+    assert facts(other.process(batches[3])) == facts(living.process(batches[3]))
+    equal(living.capture_decisions(0), other.capture_decisions(0), story)
+
+
 def test_state_of_another_model_leaves_watermark_names_and_windows(
     scorers: dict[str, Scorer],
 ) -> None:
