@@ -237,7 +237,7 @@ def _limits(found: Measured) -> Iterator[str]:
         "their disks take."
     )
     yield (
-        "- **Moves.** A rebalance makes the windows of every partition that moves begin cold; with "
+        "- **Moves.** A rebalance makes every partition that moves rest while its state is read; with "
         "so many daemons use static membership ([deployment](deployment.md#kubernetes))."
     )
     yield (

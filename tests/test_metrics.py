@@ -75,7 +75,7 @@ def test_no_label_beyond_the_fixed_sets() -> None:
     fill(Metrics(registry))
     allowed = {"partition", "stage", "type", "reason", "flag", "phase", "severity", "kind", "le"}
     allowed |= {"version", "python", "hash", "device", "client", "quantile", "feature"}
-    allowed |= {"version", "python", "hash", "outcome"}
+    allowed |= {"outcome", "source"}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
             own = {"symbol", "rank"} if family.name == "tapewatch_open_episode_severity" else set()
