@@ -67,10 +67,15 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A snapshot: where it stands, how many chunks it has, and the digest of them together."""
+    """A snapshot: where it stands, how many chunks it has, and the digest of them together.
+
+    `link` is the last delta that it holds, which leads to `link_offset`; `life` is its writer's.
+    """
 
     origin: Origin
     link: str
+    link_offset: int
+    life: str
     base_offset: int
     generation: int
     chunks: int
@@ -83,6 +88,7 @@ class Delta:
 
     origin: Origin
     parent: str
+    life: str
     base_offset: int
     parts: int
     digest: str
@@ -175,9 +181,17 @@ def _origin_of(found: Any) -> Origin:  # noqa: ANN401
 def head_of(found: Any) -> Head:  # noqa: ANN401
     """Return the head that a header tells, or raise ValueError."""
     match found:
-        case {"origin": o, "link": k, "base_offset": b, "generation": g, "chunks": n, "digest": d}:
+        case {"origin": origin, "link": link, "link_offset": offset, "life": life,
+              "base_offset": base, "generation": generation, "chunks": n, "digest": d}:  # fmt: skip
             return Head(
-                _origin_of(o), text_of(k), _number(b), _number(g), _number(n, 1), text_of(d)
+                origin=_origin_of(origin),
+                link=text_of(link),
+                link_offset=_number(offset),
+                life=text_of(life),
+                base_offset=_number(base),
+                generation=_number(generation),
+                chunks=_number(n, 1),
+                digest=text_of(d),
             )
     raise ValueError(f"{found!r:.100} where a head should be")
 
@@ -185,6 +199,8 @@ def head_of(found: Any) -> Head:  # noqa: ANN401
 def delta_of(found: Any) -> Delta:  # noqa: ANN401
     """Return the delta that a header tells, or raise ValueError."""
     match found:
-        case {"origin": o, "parent": p, "base_offset": b, "parts": n, "digest": d}:
-            return Delta(_origin_of(o), text_of(p), _number(b), _number(n, 1), text_of(d))
+        case {"origin": o, "parent": p, "life": w, "base_offset": b, "parts": n, "digest": d}:
+            return Delta(
+                _origin_of(o), text_of(p), text_of(w), _number(b), _number(n, 1), text_of(d)
+            )
     raise ValueError(f"{found!r:.100} where a delta should be")

@@ -72,6 +72,8 @@ class Found:
         Number and part of each live record of a delta, of whatever chain.
     chunks
         Indices of live chunks, by generation.
+    heads
+        Offset of each live head, by generation.
     newest
         Generation of the latest head, None without.
     link
@@ -81,6 +83,7 @@ class Found:
     seq: int = -1
     deltas: frozenset[tuple[int, int]] = frozenset()
     chunks: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    heads: Mapping[int, int] = field(default_factory=dict)
     newest: int | None = None
     link: Link | None = None
 
@@ -207,6 +210,7 @@ class StateReader:
                 frozenset(index for generation, index in chunks if generation == 0),
                 frozenset(index for generation, index in chunks if generation == 1),
             ),
+            heads={g: head.origin.next_offset for g, head in records.heads.items()},
             newest=None if newest is None else newest.generation,
             link=self._link,
         )
@@ -266,7 +270,7 @@ class StateReader:
                 return self._gap(f"offset {next_offset}: what comes before {_place_of(steps)}")
             steps.append((delta, body))
             at = delta.parent
-            head = self._whole_head(at, 0, delta.origin.next_offset)
+            head = self._whole_head(at, 0, delta.origin.next_offset, delta.life)
         begin = steps[-1][0] if head is None else head
         last = steps[0][0].origin if steps else begin.origin
         link = Link(
@@ -304,12 +308,18 @@ class StateReader:
             model_version=last.model_version,
         )
 
-    def _whole_head(self, link: str, least: int, most: int) -> Head | None:
-        """Return the snapshot that holds the chain up to `link`, from an offset in this range."""
+    def _whole_head(self, link: str, least: int, most: int, life: str | None = None) -> Head | None:
+        """Return the snapshot that holds the chain up to `link`, from an offset in this range.
+
+        Where it knows ticks beyond `link`, they were decided in its writer's life: the delta that
+        follows must then be of the same one.
+        """
         heads = [
             head
             for head in self._records.heads.values()
-            if head.link == link and least <= head.origin.next_offset <= most
+            if head.link == link
+            and least <= head.origin.next_offset <= most
+            and (life in {None, head.life} or head.origin.next_offset == head.link_offset)
         ]
         heads.sort(key=lambda head: head.origin.next_offset, reverse=True)
         return next((head for head in heads if digest_of(self._body(head)) == head.digest), None)

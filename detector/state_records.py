@@ -6,15 +6,17 @@
 A *snapshot* is cut into chunks under one of two generations, and its head, which comes last, makes
 it whole: while one generation is written the other stays. A *delta* says what changed up to its
 `next_offset`. Deltas are a chain: each names the one before it, by a digest of all it says, and a
-snapshot names the last one that it holds. So whatever a crash, a late writer or compaction leaves
-behind, either a chain leads from a snapshot, or from the empty state at `base_offset`, exactly to
-the wanted offset, or there is none; one that a restart abandoned is never taken for the present
-one. `StateWriter` knows what of its partition is on the topic, `StateReader` finds it out. Bytes
-in, bytes out: no Kafka, no state.
+snapshot names the last one that it holds. One that knows ticks beyond that delta is followed only
+by deltas of its own writer's life: another life may have decided otherwise on them. So whatever a
+crash, a late writer or compaction leaves behind, either a chain leads from a snapshot, or from the
+empty state at `base_offset`, exactly to the wanted offset, or there is none; one that a restart
+abandoned is never taken for the present one. `StateWriter` knows what of its partition is on the
+topic, `StateReader` finds it out. Bytes in, bytes out: no Kafka, no state.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -103,8 +105,10 @@ class StateWriter:
         self._deltas = set(found.deltas)
         self._chunks = [set(indices) for indices in found.chunks]
         self._base = link.generation if link.generation is not None else found.newest
-        # Deltas of other chains: those beyond an offset that was never committed, and leftovers.
+        self._life = uuid.uuid4().hex
+        # Deltas of other chains and snapshots of ticks beyond: of lives whose commit never came.
         self._stale = sorted(key for key in found.deltas if key[0] not in link.deltas)
+        self._dead = sorted(g for g, offset in found.heads.items() if offset > link.next_offset)
 
     def delta(
         self,
@@ -130,12 +134,14 @@ class StateWriter:
         delta = Delta(
             Origin(fingerprint, model_hash, model_version, next_offset, self._seq),
             self._link.id,
+            self._life,
             self._link.base_offset,
             len(parts),
             digest_of(body),
         )
-        stale, self._stale = self._stale, []
-        records = list(self._drop(stale))
+        records: list[Record] = [(self._place.key("head", each), None) for each in self._dead]
+        records += self._drop(self._stale)
+        self._dead, self._stale = [], []
         for part, piece in enumerate(parts):
             records.append((self._place.key("delta", self._seq, part), value_of(delta, piece)))
             self._deltas.add((self._seq, part))
@@ -178,7 +184,10 @@ class StateWriter:
         for index, piece in enumerate(pieces):
             self._chunks[generation].add(index)
             yield self._place.key("chunk", generation, index), value_of(digest, piece)
-        head = Head(origin, link.id, link.base_offset, generation, len(pieces), digest)
+        head = Head(
+            *(origin, link.id, link.next_offset, self._life, link.base_offset),
+            *(generation, len(pieces), digest),
+        )
         self._base = generation
         yield self._place.key("head", generation), value_of(head, b"")
         yield from self._drop(sorted(key for key in self._deltas if key[0] <= origin.seq))

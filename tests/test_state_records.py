@@ -100,6 +100,8 @@ class Partition:
             return
         self.refused += self.committed is not None
         self.state = {}
+        if self.committed is not None:
+            self.committed = offset, {}  # begun anew there: that is what is true from here on
         self.writer = StateWriter(PLACE, reader.found(), chunk_bytes, base_offset=offset)
 
     @property
@@ -431,6 +433,22 @@ def test_an_older_snapshot_does_not_stand_for_one_that_is_not_whole() -> None:
     assert found.reason == "gap"
     assert isinstance(found_at([*records, *later[1:]], 20), Restorable)
     begun = [record for record in later[1:] if record[1] is not None]
-    again = chain(StateWriter(PLACE, chunk_bytes=60, base_offset=10), 20)
-    assert isinstance(found_at([*again, *begun], 20), Restorable)
-    assert isinstance(found_at([*again, *begun], 25), Unusable)
+    kept = [record for record in records if b'"delta"' in record[0] and record[1] is not None]
+    assert isinstance(found_at([*kept, *begun], 20), Restorable)
+    assert isinstance(found_at([*kept, *begun], 25), Unusable)
+
+
+def test_a_snapshot_of_a_life_whose_commit_never_came_is_none_of_the_next_ones() -> None:
+    """It is taken away; and if it is written later, no delta of the next life follows it."""
+    first = StateWriter(PLACE, base_offset=10)
+    records = chain(first, 20)
+    dead = snapshot(first, 25, {5: -1})[:2]
+    reader = read([*records, *dead])
+    assert isinstance(reader.at(20, MINE[0]), Restorable)
+    second = StateWriter(PLACE, reader.found())
+    mine = second.delta(*MINE, 30, delta_of({2: 30}))
+    assert mine[0] == (dead[1][0], None)
+    for left in ([*records, *dead, *mine], [*records, *mine, *dead]):
+        found = found_at(left, 30)
+        assert isinstance(found, Restorable)
+        assert state_of(found) == {6: 20, 2: 30}
