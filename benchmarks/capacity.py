@@ -237,8 +237,8 @@ def _limits(found: Measured) -> Iterator[str]:
         "their disks take."
     )
     yield (
-        "- **Moves.** A rebalance makes every partition that moves rest while its state is read; with "
-        "so many daemons use static membership ([deployment](deployment.md#kubernetes))."
+        "- **Moves.** A rebalance makes every partition that moves rest while its state is read; "
+        "with so many daemons use static membership ([deployment](deployment.md#kubernetes))."
     )
     yield (
         f"- **Readers.** The engine's tape led to {found.events_per_tick:.6f} events a tick: "

@@ -57,6 +57,7 @@ _ALONE_TICKS: Final = 1024
 _BEAT_LIMIT_S: Final = 30.0
 _DRIFT_INTERVAL_S: Final = 10.0
 _ANSWER_S: Final = 5.0  # of the brokers, to one question
+_PAUSE_S: Final = 0.01
 _POLL_WITHIN_S: Final = 10.0  # the group takes a member that does not poll for dead, minutes later
 
 
@@ -176,7 +177,6 @@ class Daemon:
         self._uncommitted = False  # something was handed on since the last checkpoint
         self._started = False
         self._winding_down = False
-        self._unrestored = False
         self._offered: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
         self._newest = pipeline.model  # of the work handed on so far; decision may be behind
 
@@ -244,6 +244,7 @@ class Daemon:
     def _not_ready(self) -> str:
         """Why no tick would be processed now, in words; "" where one would."""
         rebuilt = sorted(self._partitions.replaying.copy())
+        held = sorted(self._consumer.held.copy())
         reasons = {
             "stopping": self._failure is not None or self._stop.is_set(),
             (hung := self._hung()): bool(hung),
@@ -253,6 +254,7 @@ class Daemon:
                 not self._consumer.health.reachable
             ),
             "a transaction was lost, beginning anew from what is committed": self._decision.lost,
+            f"state of partitions {held} is being read": bool(held),
             f"windows of partitions {rebuilt} are being rebuilt from their ticks": bool(rebuilt),
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
@@ -348,14 +350,17 @@ class Daemon:
         if self._decision.lost:
             self._begin_anew()
             return
+        if self._keeper is not None and self._consumer.held:
+            self._restore(self._keeper)
+            return
         self._outbox.send_again()
         self._take_offered()
         settings = self._settings
         most = max(1, int(settings.max_batch_size / self._ticks_per_message))
         fetched = self._consumer.fetch(most, settings.max_delay_s)
         self._raise_if_unusable()
-        if self._unrestored:  # told to stop while partitions were to be restored
-            return
+        if self._exactly_once:
+            self._consumer.note_group()
         if fetched:
             self._metrics.stage.labels("batching").observe(self._consumer.waited_s)
             self._metrics.batch_wait.observe(self._consumer.waited_s)
@@ -614,22 +619,21 @@ class Daemon:
 
     # ---- assignment, called from within the consumer on the intake thread ------------------------
 
-    def assigned(self, partitions: list[int]) -> Mapping[int, int] | None:
-        """Take note of new partitions, and restore them; without a keeper they start cold."""
+    def assigned(self, partitions: list[int]) -> bool:
+        """Take note of new partitions. With a keeper they are held until they are restored."""
         self._partitions.joined = True
         self._metrics.rebalances.labels("assigned").inc()
         _log.info("partitions assigned", partitions=partitions)
-        while self._keeper is not None and not self._decision.idle:
-            self._beat = time.monotonic()
-            time.sleep(0.002)
+        if self._keeper is not None:
+            return True
         for partition in partitions:
             self._pipeline.release(partition)
-        if self._keeper is None or not partitions:
-            return None
-        return self._restore(self._keeper, partitions, lambda: self._stop.wait(0.5))
+        return False
 
     def revoked(self, partitions: list[int]) -> None:
         """Finish and commit what is under way, then forget the partitions."""
+        if self._exactly_once:
+            self._consumer.note_group()
         if not self._winding_down:
             self._checkpoint()
         settled = self._drain(0.0 if self._winding_down else DRAIN_S)
@@ -661,30 +665,35 @@ class Daemon:
         gone = set(partitions)
         self._partition_of = {k: p for k, p in self._partition_of.items() if p not in gone}
 
-    def _restore(
-        self, keeper: StateKeeper, partitions: list[int], pause: Callable[[], object]
-    ) -> dict[int, int] | None:
-        """Give partitions the state of their committed offsets; return where to read from.
+    # ---- restoring -----------------------------------------------------------------------------
 
-        Waits, pausing in between, while brokers do not answer. None: told to stop meanwhile.
+    def _restore(self, keeper: StateKeeper) -> None:
+        """Give held partitions the state of their committed offsets, and read on from there.
+
+        Returns without it while decision may still have something of theirs, or while no broker
+        answers; intake then comes here again.
         """
+        if not self._decision.idle:
+            self._stay_a_member()
+            return
         began = time.monotonic()
-        while not self._stop.is_set():
-            self._beat = time.monotonic()
-            try:
-                places = self._consumer.places(partitions, _ANSWER_S)
-                found = keeper.restore(places, self._beat)
-            except TimeoutError as error:
-                self._raise_if_unusable()
-                _log.warning("state cannot be restored yet, waiting", error=str(error))
-                pause()
-                continue
-            for each in found:
-                self._take_up(each)
-            self._metrics.restore.observe(time.monotonic() - began)
-            return {each.partition: each.replay_from for each in found}
-        self._unrestored = True
-        return None
+        partitions = sorted(self._consumer.held)
+        try:
+            places = self._consumer.places(partitions, _ANSWER_S)
+            found = keeper.restore(places, self._beat)
+        except TimeoutError as error:
+            _log.warning("state cannot be restored yet, waiting", error=str(error))
+            self._stay_a_member()
+            return
+        for each in found:
+            self._take_up(each)
+        self._consumer.go_to({each.partition: each.replay_from for each in found})
+        self._metrics.restore.observe(time.monotonic() - began)
+
+    def _stay_a_member(self) -> None:
+        self._raise_if_unusable()
+        self._consumer.wait()
+        time.sleep(_PAUSE_S)
 
     def _take_up(self, found: Restored) -> None:
         """Go on with a restored partition."""
@@ -706,24 +715,12 @@ class Daemon:
     def _begin_anew(self) -> None:
         """After a lost transaction: restore every partition, as at an assignment."""
         if not (self._decision.recovered and self._decision.idle):
-            self._raise_if_unusable()
-            self._consumer.wait()
-            time.sleep(0.02)
+            self._stay_a_member()
             return
         partitions = sorted(self._consumer.assigned_partitions)
         self._forget(partitions)
         self._ledger.abandon()
-        generations = self._partitions.generations_of(partitions)
-        starts: Mapping[int, int] | None = {}
-        if partitions and self._keeper is not None:
-            starts = self._restore(self._keeper, partitions, self._consumer.wait)
-        if starts is None:
-            return
-        ours = self._consumer.assigned_partitions  # one may have gone, or come anew, meanwhile
-        still = self._partitions.still
-        self._consumer.go_to(
-            {p: o for p, o in starts.items() if p in ours and still(p, generations)}
-        )
+        self._consumer.hold(partitions)
         self._decision.begin_anew()
 
     # ---- what ends it --------------------------------------------------------------------------

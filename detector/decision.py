@@ -205,8 +205,8 @@ class Decision:
         if self._keeper is None:
             return
         began = time.perf_counter()
-        # Before it is asked what is still ours: a rebalance after that makes it invalid.
-        group = None if self._transaction is None else self._consumer.group()
+        # Noted before it is asked what is still ours: a rebalance after that makes it invalid.
+        group = None if self._transaction is None else self._consumer.group
         generations = self._partitions.generations
         moved = {p: o for p, (g, o) in self._moved.items() if g == generations.get(p, 0)}
         if self._transaction is not None and len(moved) < len(self._moved) and self.to_be_committed:

@@ -83,7 +83,7 @@ class Outbox:
         self._latency_from_recv = latency_from_recv
         self._at_once = not isinstance(publisher, TransactionalPublisher)
         self._again: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._cuts: dict[str, int] = {}  # how far the dead letter of a place has to be cut
+        self._refusals: dict[str, int] = {}  # how often the dead letter of a place was too large
 
     def room_for(self, work: Work) -> bool:
         """Whether the work's events and latents can be published without waiting."""
@@ -187,27 +187,35 @@ class Outbox:
         key = messages.messages[row].key()
         place = f"{self._topics.ticks}-{messages.partition}@{offset}"
 
+        small = len(key or b"") + len(value or b"") <= _DEAD_LETTER_PART_BYTES
+
         def publish() -> None:
-            short_key, short_value, more = _cut(key, value, self._cuts.get(place, 0))
+            # A refusal for size is told of all records that went in one request: a small one may
+            # only have been with a large one.
+            times = self._refusals.get(place, 0) - small
+            short_key, short_value, more = _cut(key, value, times)
             self._publisher.publish(
                 self._topics.dead_letters, short_key, short_value, headers + more, acknowledged
             )
 
         def acknowledged(error: str | None) -> None:
             if error is None:
-                self._cuts.pop(place, None)
+                self._refusals.pop(place, None)
                 self._metrics.dead_letters.inc()
                 ticket.acknowledge()
                 return
-            cut = self._cuts.get(place, 0) + 1
-            if _TOO_LARGE not in error or cut > _MOST_CUT:
+            times = self._refusals.get(place, 0) + 1
+            if _TOO_LARGE not in error or times - small > _MOST_CUT:
                 self.refused(
                     f"dead letter of {place} to topic {self._topics.dead_letters} was refused by "
                     f"Kafka: {error}"
                 )
                 return
-            _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
-            self._cuts[place] = cut
+            if times > small:
+                _log.error(
+                    "dead letter cut, it is too large for its topic", place=place, error=error
+                )
+            self._refusals[place] = times
             # Not from here, the delivery thread: `publish` may wait for room in the producer's
             # queue, and only this thread makes room. A transaction is lost with the record, and
             # what it was from is taken in again.
@@ -223,7 +231,7 @@ def _cut(key: bytes | None, value: bytes | None, times: int) -> Form:
 
     The whole message stays on the input topic; the headers say where, and what it was.
     """
-    if not times:
+    if times <= 0:
         return key, value, []
     facts = [
         (f"tapewatch_{name}", fact.encode())

@@ -73,6 +73,7 @@ class ScriptedConsumer:
         self.health = Health()
         self.health.on_statistics('{"brokers": {"b": {"state": "UP", "nodeid": 1}}}')
         self.assigned_partitions = frozenset({0, 1})
+        self.held: set[int] = set()
         self.commit_errors = 0
         self.waited_s = 0.0
         self.committed: dict[int, int] = {}

@@ -84,7 +84,8 @@ class Health:
         untrusted = (
             error.code() == KafkaError._SSL and "certificate" in error.str()  # noqa: SLF001
         )
-        if error.fatal() or untrusted or error.code() in _UNUSABLE:
+        final = error.fatal() or error.code() == KafkaError._FATAL  # noqa: SLF001
+        if final or untrusted or error.code() in _UNUSABLE:
             self.fatal = KafkaUnusableError(f"Kafka: {error.name()}: {error.str()}")
 
     def on_statistics(self, text: str) -> None:

@@ -35,6 +35,7 @@ _OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
 _IDLE_S: Final = 0.1
 _COMMIT_WITHIN_S: Final = 2.0
 _LEAVE_WITHIN_S: Final = 3.0  # the last commit included
+_SEEK_WITHIN_S: Final = 5.0
 
 _DENIED: Final = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
@@ -99,8 +100,8 @@ class Place:
 class Assignment(Protocol):
     """What wants to know which partitions are ours. Called from within `TickConsumer.fetch`."""
 
-    def assigned(self, partitions: list[int]) -> Mapping[int, int] | None:
-        """Partitions now ours; may be empty. Returns where to begin reading; None: as committed."""
+    def assigned(self, partitions: list[int]) -> bool:
+        """Partitions now ours; may be empty. Whether they are held until `go_to`."""
 
     def revoked(self, partitions: list[int]) -> None:
         """Partitions about to go to another member: finish and commit them now."""
@@ -150,6 +151,8 @@ class TickConsumer:
         self._assigned: set[int] = set()
         self._commit_errors = 0
         self.committed_positions: dict[int, int] = {}  # as far as the coordinator answered
+        self.held: set[int] = set()  # assigned, and not read from until `go_to`
+        self.group: object = None
         self.waited_s = 0.0  # how long the first message of the last fetch waited for others
         settings = {
             **consumer_settings(connection, group_id),
@@ -266,24 +269,50 @@ class TickConsumer:
             raise TimeoutError(str(error.args[0].str())) from error
         return places
 
-    def go_to(self, positions: Mapping[int, int]) -> None:
-        """Read assigned partitions from other offsets on; what was fetched before is dropped."""
-        for partition, offset in positions.items():
-            self._consumer.seek(TopicPartition(self._topic, partition, offset))
+    def hold(self, partitions: Iterable[int]) -> None:
+        """Stop reading from assigned partitions until `go_to`."""
+        held = [TopicPartition(self._topic, p) for p in partitions]
+        self.held |= {place.partition for place in held}
+        self._consumer.pause(held)
 
-    def group(self) -> object:
-        """Return the group's metadata, with our generation, for a transaction."""
-        return self._consumer.consumer_group_metadata()
+    def go_to(self, positions: Mapping[int, int]) -> None:
+        """Read held partitions from these offsets on; what was fetched before is dropped."""
+        for partition, offset in positions.items():
+            place = TopicPartition(self._topic, partition, offset)
+            # First resumed: what that fetches is void by the seek, but a resume after the seek
+            # would go back to where the partition was left.
+            self._consumer.resume([place])
+            self._seek(place)
+            self.held.discard(partition)
+
+    def _seek(self, place: TopicPartition) -> None:
+        """Seek; one assigned a moment ago may not be ready for it yet."""
+        deadline = time.monotonic() + _SEEK_WITHIN_S
+        while True:
+            try:
+                self._consumer.seek(place)
+            except KafkaException:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    def note_group(self) -> None:
+        """Note the group's metadata, with our generation, as `group`, for transactions.
+
+        Only on the thread that fetches: elsewhere the client answers when this thread polls, and
+        holds the interpreter meanwhile.
+        """
+        self.group = self._consumer.consumer_group_metadata()
 
     def wait(self) -> None:
         """Stay a member while nothing can be taken in: without fetching, callbacks are served."""
-        partitions = self._consumer.assignment()
-        self._consumer.pause(partitions)
-        try:
-            message = self._consumer.poll(0)
-        finally:
-            with contextlib.suppress(KafkaException):  # a partition may be gone meanwhile
-                self._consumer.resume(partitions)
+        self._consumer.pause(self._consumer.assignment())
+        message = self._consumer.poll(0)
+        # The callbacks may have changed the assignment.
+        again = [p for p in self._consumer.assignment() if p.partition not in self.held]
+        self._consumer.resume(again)
         if message is not None:
             self._without_errors([message])
 
@@ -360,22 +389,22 @@ class TickConsumer:
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]
         self._assigned |= set(numbers)
-        starts = self._assignment.assigned(numbers)
-        if starts is None:
+        if not self._assignment.assigned(numbers):
             return
-        for each in partitions:
-            each.offset = starts[each.partition]
         if self._incremental:
             self._consumer.incremental_assign(partitions)
         else:
             self._consumer.assign(partitions)
+        self.hold(numbers)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]
         self._assignment.revoked(numbers)
         self._assigned -= set(numbers)
+        self.held -= set(numbers)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]
         self._assignment.lost(numbers)
         self._assigned -= set(numbers)
+        self.held -= set(numbers)

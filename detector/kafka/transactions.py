@@ -24,6 +24,7 @@ from detector.kafka.connection import (
     Headers,
     Health,
     KafkaUnusableError,
+    done_within,
     refusals,
 )
 from detector.kafka.publisher import Acknowledge, Publisher
@@ -34,6 +35,7 @@ Step = Callable[[str], None]
 """Told the name of a step just before or after it, for tests that kill the process there."""
 
 _CALL_S: Final = 1.0  # of one attempt; between two of them it is looked whether to stop
+_STUCK_S: Final = 5.0  # after which an attempt will not come back
 _FLUSH_S: Final = 5.0
 _PAUSE_S: Final = 0.2
 _FOR_GOOD: Final = frozenset(
@@ -57,7 +59,7 @@ class _ProducerHealth(Health):
 
     def on_error(self, error: KafkaError) -> None:
         """Take librdkafka's error callback."""
-        if error.fatal():
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001
             self._last_error = error.str()
             return
         super().on_error(error)
@@ -137,16 +139,21 @@ class TransactionalPublisher(Publisher):
         self._published = 0
         if self._open_since is not None and not self._spent and self._aborted():
             return True
+        self._renew()
         while not stop():
-            self._renew()
             try:
-                self._producer.init_transactions(_FLUSH_S)
+                self._producer.init_transactions(_CALL_S)
             except KafkaException as error:
-                self._refuse_denied(error.args[0])
+                found = cast("KafkaError", error.args[0])
+                self._refuse_denied(found)
+                # The same producer again while that helps: the request of one that is given up
+                # may still arrive, and would fence the next one.
+                if not found.retriable():
+                    self._renew()
                 time.sleep(_PAUSE_S)
-                continue
-            self._open_since, self._spent = None, False
-            return True
+            else:
+                self._open_since, self._spent = None, False
+                return True
         return False
 
     def publish(
@@ -250,7 +257,10 @@ class TransactionalPublisher(Publisher):
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                call(_CALL_S)
+                # Some calls do not keep to their time when an answer is lost on the way.
+                if not done_within(_STUCK_S, lambda: call(_CALL_S)):
+                    self._spent = True
+                    raise TransactionLostError(f"no answer within {_STUCK_S:.0f} s")
             except KafkaException as error:
                 found = cast("KafkaError", error.args[0])
                 self._refuse_denied(found)
