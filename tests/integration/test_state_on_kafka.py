@@ -66,10 +66,10 @@ def test_a_killed_daemon_goes_on_where_it_was(
     daemon = start_daemon(config).wait_ready()
     cuts = [0, *sorted(rng.sample(range(len(records)), 3)), len(records)]
     for start, stop in itertools.pairwise(cuts):
+        before = committed_offsets(desk.bootstrap, desk.group, desk.ticks, PARTITIONS)
         produce_all(desk.bootstrap, desk.ticks, records[start:stop])
         if stop == len(records):
             break
-        before = committed_offsets(desk.bootstrap, desk.group, desk.ticks, PARTITIONS)
         wait_until(
             lambda before=before: (
                 committed_offsets(  # type: ignore[misc]
