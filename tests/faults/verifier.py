@@ -9,6 +9,7 @@ with lists that were doctored.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -223,9 +224,12 @@ def _reading(bootstrap: str, topic: str, partitions: int) -> Iterator[Message]:
         # To the last stable offset: to that of a transaction left open, if there is one.
         consumer.assign([TopicPartition(topic, p, 0) for p in range(partitions)])
         open_partitions = set(range(partitions))
+        heard = time.monotonic()
         while open_partitions:
-            fetched = consumer.consume(5000, _READ_WITHIN_S)
-            if not fetched:
+            fetched = consumer.consume(5000, 0.1)
+            if fetched:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _READ_WITHIN_S:
                 raise TimeoutError(f"{topic}: no answer within {_READ_WITHIN_S} s")
             for message in fetched:
                 error = message.error()
