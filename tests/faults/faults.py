@@ -16,7 +16,7 @@ from typing import Final
 
 from tests.faults.feed import FeedFormat
 from tests.faults.members import AtStep, FaultError, Life, Member
-from tests.faults.run import POLL_S, SESSION_S, TRANSACTION_S, FaultRun, Place
+from tests.faults.run import POLL_S, SESSION_S, TRANSACTION_S, FaultRun, Place, Report, fault_run
 from tests.faults.step_calls import StepCalls
 from tests.faults.verifier import Delivery
 
@@ -50,6 +50,7 @@ def kill_at_random(run: FaultRun, times: int) -> None:
             time.sleep(rng.uniform(0.0, rng.choice([0.15, 1.0])))
             life.kill()
             run.report.kills += 1
+            run.report.times += 1
         member.start()
 
     with ThreadPoolExecutor(2) as pool:
@@ -70,6 +71,7 @@ def kill_at_steps(run: FaultRun, times: int) -> None:
         if code != -signal.SIGKILL:
             raise FaultError(f"step {step} did not come, code {code}:\n{life.tail()}")
         run.report.kills += 1
+        run.report.times += 1
     member.start()
 
 
@@ -89,7 +91,6 @@ def freeze(run: FaultRun, times: int) -> None:
         run.nap(0.5, 1.5)
         frozen, before = zombie.life, other.life.joined()
         frozen.send(signal.SIGSTOP)
-        run.report.kills += 1
         if turn % 2:
             zombie.start().wait_joined()
         time.sleep(max(POLL_S, TRANSACTION_S, SESSION_S) + 1.0)
@@ -104,6 +105,7 @@ def freeze(run: FaultRun, times: int) -> None:
         elif not frozen.alive:
             run.note_end(zombie)
             zombie.start().wait_joined()
+        run.report.times += 1
 
 
 def restart_broker(run: FaultRun, times: int) -> None:
@@ -117,6 +119,7 @@ def restart_broker(run: FaultRun, times: int) -> None:
         run.nap(0.0, 2.0)
         run.place.broker.start()
         revive(run)
+        run.report.times += 1
     run.nap(1.0, 2.0)
 
 
@@ -145,6 +148,7 @@ def trouble_connections(run: FaultRun, times: int) -> None:
             if not member.alive:
                 run.note_end(member)
                 member.start(AtStep("before_commit", 1, calls.port)).wait_joined()
+            run.report.times += 1
         run.nap(0.5, 1.0)
 
 
@@ -172,6 +176,7 @@ def rebalance(run: FaultRun, times: int) -> None:
             elif leaves.life.stop() != 0:
                 run.note_end(leaves)
         run.report.rebalances += 1
+        run.report.times += 1
 
 
 def revive(run: FaultRun, members: list[Member] | None = None) -> None:
@@ -193,17 +198,41 @@ class Fault:
     fmt: FeedFormat = "dbn"
     proxied: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    unit: int = 1  # how many single faults one of `times` is
 
-    def run(self, place: Place, name: str, seed: int, delivery: Delivery) -> FaultRun:
-        """Return a run of it."""
-        return FaultRun(
-            place, name, seed, delivery, self.fmt, proxied=self.proxied, settings=self.settings
-        )
+
+def prepare(place: Place, name: str, seed: int, delivery: Delivery) -> FaultRun:
+    """Create the topics of a run of the named fault."""
+    fault = FAULTS[name]
+    return FaultRun(
+        *(place, name, seed, delivery, fault.fmt),
+        proxied=fault.proxied,
+        settings=fault.settings,
+    )
+
+
+def happen(run: FaultRun, times: int) -> Report:
+    """Let the run's fault happen so many times under load, and judge what came of it.
+
+    Raises
+    ------
+    FaultError
+        A process did not do what it must; the message begins with fault and seed.
+    """
+    try:
+        with fault_run(run):
+            FAULTS[run.report.fault].happen(run, times)
+        return run.judge()
+    except FaultError as error:
+        facts = run.report
+        raise FaultError(
+            f"{facts.fault}, {facts.delivery}, seed {facts.seed}, after {facts.times}: {error}"
+        ) from error
 
 
 FAULTS: Final[Mapping[str, Fault]] = {
     "kill": Fault(kill_at_random, 20, 200),
-    "steps": Fault(kill_at_steps, 1, 10, "json"),
+    "steps": Fault(kill_at_steps, 1, 10, "json", unit=len(STEPS)),
     "freeze": Fault(freeze, 2, 10, settings=_LIVELY),
     "broker": Fault(restart_broker, 2, 20, "json"),
     "connection": Fault(trouble_connections, 3, 30, proxied=True),

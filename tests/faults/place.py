@@ -1,15 +1,12 @@
-"""Where fault runs happen: a Kafka of their own with a proxy before its second listener."""
+"""The broker of fault runs: a second listener behind a proxy, and short sessions."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from tests.faults.proxy import Proxy
-from tests.faults.run import Place
-from tests.kafka_broker import KafkaBroker, free_ports
+from tests.kafka_broker import free_ports
 
 PROPERTIES: Final = {
     "listener.security.protocol.map": (
@@ -23,18 +20,26 @@ PROPERTIES: Final = {
 }
 
 
-@contextlib.contextmanager
-def a_place(model: Path, folder: Path) -> Iterator[Place]:
-    """Start a Kafka and its proxy, for daemons with the given model.
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the broker's second listener is, and where its clients are told to come."""
 
-    Raises
-    ------
-    KafkaUnavailableError
-        Kafka cannot run on this machine.
-    """
-    behind, before = free_ports(2)
-    broker = KafkaBroker(
-        PROPERTIES, listener=f"PROXIED://127.0.0.1:{behind}", advertised=f"127.0.0.1:{before}"
-    )
-    with broker, Proxy(before, behind) as proxy:
-        yield Place(broker, proxy, model, folder)
+    behind: int
+    before: int
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Take two that nobody listens on."""
+        return cls(*free_ports(2))
+
+    def broker(self) -> dict[str, Any]:
+        """Arguments of the broker."""
+        return {
+            "properties": PROPERTIES,
+            "listener": f"PROXIED://127.0.0.1:{self.behind}",
+            "advertised": f"127.0.0.1:{self.before}",
+        }
+
+    def proxy(self) -> Proxy:
+        """Return the proxy, to be started."""
+        return Proxy(self.before, self.behind)

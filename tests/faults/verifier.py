@@ -101,12 +101,10 @@ def judge(expected: Sequence[Record], seen: Sequence[Record]) -> Verdict:
     latest: dict[Hashable, int] = {}
     met: set[Hashable] = set()
 
-    def note(what: str, record: Record) -> None:
+    def note(what: str, record: Record, detail: str = "") -> None:
         counts[what] += 1
         if counts[what] <= 3:
-            examples.append(
-                f"{what}: {record.identity} of {record.group}: {record.content[:300]!r}"
-            )
+            examples.append(f"{what}: {record.identity} of {record.group}{detail}")
 
     for record in seen:
         want = wanted.get(record.identity)
@@ -114,7 +112,7 @@ def judge(expected: Sequence[Record], seen: Sequence[Record]) -> Verdict:
             note("unexpected", record)
             continue
         if record.content != want.content:
-            note("altered", record)
+            note("altered", record, f": {_difference(want.content, record.content)}")
         elif record.identity in met:
             note("repeated", record)
         if record.identity in met:
@@ -131,6 +129,16 @@ def judge(expected: Sequence[Record], seen: Sequence[Record]) -> Verdict:
     return Verdict(
         len(expected), len(seen), **{kind: counts[kind] for kind in kinds}, examples=tuple(examples)
     )
+
+
+def _difference(want: bytes, got: bytes) -> str:
+    """Say in which fields two contents differ, or what they are where they have no fields."""
+    try:
+        wanted, found = orjson.loads(want), orjson.loads(got)
+        names = [n for n in sorted({*wanted, *found}) if wanted.get(n) != found.get(n)]
+        return ", ".join(f"{n} {wanted.get(n)!r} became {found.get(n)!r}" for n in names)[:500]
+    except (ValueError, TypeError):
+        return f"{want[:100]!r} became {got[:100]!r}"
 
 
 def expected_records(
