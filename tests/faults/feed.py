@@ -145,7 +145,11 @@ class Feed:
         )
         draw = self._rng.random()
         if draw < 0.01:
-            return b"\xff" * (MESSAGE_LIMIT_BYTES - int(self._rng.integers(1000)))
+            return self._noise(MESSAGE_LIMIT_BYTES - int(self._rng.integers(1000)))
         if draw < 0.04:
-            return b"\xff" * (LETTER_LIMIT_BYTES + int(self._rng.integers(1, 1000)))
+            return self._noise(LETTER_LIMIT_BYTES + int(self._rng.integers(1, 1000)))
         return kinds[int(self._rng.integers(len(kinds)))]()
+
+    def _noise(self, size: int) -> bytes:
+        """Give bytes that no compression makes small enough, and no decoder takes."""
+        return b"\xff\xff" + self._rng.bytes(size - 2)
