@@ -131,11 +131,12 @@ def trouble_connections(run: FaultRun, times: int) -> None:
         for turn in range(times):
             run.nap(0.5, 1.5)
             kind = ("deaf_commit", "cut_commit", "cut", "refuse", "delay")[turn % 5]
-            if kind == "deaf_commit":
-                calls.once(proxy.deafen)
-                run.nap(0.3, 1.0)
-            elif kind == "cut_commit":
-                calls.once(proxy.cut)
+            if kind.endswith("_commit"):
+                deaf = kind.startswith("deaf")
+                if not calls.once(proxy.deafen if deaf else proxy.cut):
+                    raise FaultError(f"no commit came any more:\n{member.life.dump()}")
+                if deaf:
+                    run.nap(0.3, 1.0)
             elif kind == "cut":
                 proxy.cut()
             elif kind == "refuse":

@@ -48,7 +48,7 @@ class Life:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=plain_environment(),
+                env={**plain_environment(), "PYTHONFAULTHANDLER": "1"},
             )
 
     @property
@@ -78,7 +78,7 @@ class Life:
                     f"ended with {self.process.returncode} before it could {what}:\n{self.tail()}"
                 )
             if time.monotonic() > deadline:
-                raise FaultError(f"did not {what} within {within_s} s:\n{self.tail()}")
+                raise FaultError(f"did not {what} within {within_s} s:\n{self.dump()}")
             time.sleep(0.02)
 
     def wait_dead(self, within_s: float) -> int | None:
@@ -97,12 +97,19 @@ class Life:
         self.send(signal.SIGKILL)
         self.process.wait(STOP_WITHIN_S)
 
+    def dump(self) -> str:
+        """End it with SIGABRT, so that its log ends with what every thread was at; return that."""
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGABRT)
+        self.wait_dead(STOP_WITHIN_S)
+        return self.tail(120)
+
     def stop(self) -> int:
         """SIGTERM; return the exit code, which must come in time."""
         self.send(signal.SIGTERM)
         code = self.wait_dead(STOP_WITHIN_S)
         if code is None:
-            raise FaultError(f"did not end within {STOP_WITHIN_S} s of SIGTERM:\n{self.tail()}")
+            raise FaultError(f"did not end within {STOP_WITHIN_S} s of SIGTERM:\n{self.dump()}")
         return code
 
     def tail(self, lines: int = 25) -> str:
