@@ -88,7 +88,7 @@ def _happen_all(
                 except FaultError as error:
                     failures.append(str(error))
                 else:
-                    for line in _told(reports[-1]):
+                    for line in (*_told(reports[-1]), *reports[-1].ended):
                         out.print(line, style="red", highlight=False, markup=False)
     finally:
         if given.keep:

@@ -175,7 +175,7 @@ def rebalance(run: FaultRun, times: int) -> None:
                 leaves.life.kill()
                 run.report.kills += 1
             elif leaves.life.stop() != 0:
-                run.note_end(leaves)
+                run.note_end(leaves, "after SIGTERM")
         run.report.rebalances += 1
         run.report.times += 1
 

@@ -15,7 +15,8 @@ from typing import Final
 from tests.running import plain_environment
 
 START_WITHIN_S: Final = 60.0
-STOP_WITHIN_S: Final = 15.0
+STOP_WITHIN_S: Final = 8.0
+"""A daemon that hangs ends itself after nine seconds: before that it can still be asked where."""
 JOINED: Final = b"partitions assigned"
 
 
@@ -105,11 +106,12 @@ class Life:
         return self.tail(120)
 
     def stop(self) -> int:
-        """SIGTERM; return the exit code, which must come in time."""
+        """SIGTERM; return the exit code, that of SIGABRT where it did not end in time."""
         self.send(signal.SIGTERM)
         code = self.wait_dead(STOP_WITHIN_S)
         if code is None:
-            raise FaultError(f"did not end within {STOP_WITHIN_S} s of SIGTERM:\n{self.dump()}")
+            self.dump()
+            code = self.process.wait(STOP_WITHIN_S)
         return code
 
     def tail(self, lines: int = 25) -> str:

@@ -78,7 +78,7 @@ class Report:
     seconds: float = 0.0
     events: Verdict | None = None
     letters: Verdict | None = None
-    ended: list[str] = field(default_factory=list)  # daemons that ended by themselves
+    ended: list[str] = field(default_factory=list)  # daemons that ended as they should not
     lives: int = 0
 
     def violations(self) -> dict[str, dict[str, int]]:
@@ -226,8 +226,8 @@ class FaultRun:
                 raise FaultError(f"not caught up in {CAUGHT_UP_WITHIN_S} s: {lag}\n{logs}")
             time.sleep(0.2)
         for member in self.members.values():
-            if member.alive and (code := member.life.stop()) != 0:
-                self.report.ended.append(f"{member.name}: code {code} after SIGTERM")
+            if member.alive and member.life.stop() != 0:
+                self.note_end(member, "after SIGTERM")
 
     def judge(self) -> Report:
         """Compare the topics with what the ticks must have led to."""
@@ -264,10 +264,13 @@ class FaultRun:
         if not any(member.alive for member in members):
             members[0].start()
 
-    def note_end(self, member: Member) -> None:
-        """Record that a daemon ended without being told to."""
-        last = member.life.tail(1)
-        self.report.ended.append(f"{member.name}: code {member.life.process.returncode}: {last}")
+    def note_end(self, member: Member, when: str = "by itself") -> None:
+        """Record that a daemon ended as it should not."""
+        life = member.life
+        last = life.tail(1)[:300]
+        self.report.ended.append(
+            f"{member.name} ended {when} with {life.process.returncode}, {life.log_path}: {last}"
+        )
 
     def _lag(self) -> list[tuple[int, int]]:
         """Committed offset and end of each partition."""

@@ -39,6 +39,7 @@ def judged(place: Place, fault: str, delivery: Delivery, times: int) -> Report:
     assert report.letters is not None
     told = "\n".join(report.events.examples + report.letters.examples)
     assert report.violations() == {}, f"{fault}, {delivery}, seed {SEED}:\n{told}"
+    assert not [end for end in report.ended if "after SIGTERM" in end], "a daemon hung"
     assert report.times == times * FAULTS[fault].unit
     assert report.events.expected >= 50
     assert report.letters.expected >= 50
