@@ -65,7 +65,7 @@ class Restoring:
 
         def rebuilt() -> bool:
             found[:] = _log(running)
-            return sum(fact["event"] == "windows rebuilt" for fact in found) >= PARTITIONS
+            return [fact["event"] for fact in found].count("windows rebuilt") >= PARTITIONS
 
         with self._daemon(NEVER) as running:
             _wait(running, rebuilt)

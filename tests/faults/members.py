@@ -38,6 +38,7 @@ class Life:
 
     def __init__(self, config: Path, log: Path, at: AtStep | None = None) -> None:
         self.log_path = log
+        self.ended = False  # by us
         if at is None:
             command = ["-m", "detector", "run", "--config", str(config)]
         else:
@@ -95,11 +96,13 @@ class Life:
 
     def kill(self) -> None:
         """SIGKILL, frozen or not."""
+        self.ended = True
         self.send(signal.SIGKILL)
         self.process.wait(STOP_WITHIN_S)
 
     def dump(self) -> str:
         """End it with SIGABRT, so that its log ends with what every thread was at; return that."""
+        self.ended = True
         self.send(signal.SIGCONT)
         self.send(signal.SIGABRT)
         self.wait_dead(STOP_WITHIN_S)
@@ -107,6 +110,7 @@ class Life:
 
     def stop(self) -> int:
         """SIGTERM; return the exit code, that of SIGABRT where it did not end in time."""
+        self.ended = True
         self.send(signal.SIGTERM)
         code = self.wait_dead(STOP_WITHIN_S)
         if code is None:

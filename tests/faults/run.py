@@ -258,7 +258,7 @@ class FaultRun:
         """Start again who ended by himself, as a supervisor does; start one where none runs."""
         members = list(self.members.values())
         for member in members:
-            if member.lives and not member.alive and member.life.process.returncode >= 0:
+            if member.lives and not member.alive and not member.life.ended:
                 self.note_end(member)
                 member.start()
         if not any(member.alive for member in members):
