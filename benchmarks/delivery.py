@@ -25,7 +25,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import Spread, ratios
 from benchmarks.processes import Cluster, cluster, daemon
 from benchmarks.throughput import Backlog
-from benchmarks.workload import FULL, Workload, prepare
+from benchmarks.workload import FULL, QUICK, Workload, prepare
 from detector.bench import MESSAGE_TICKS, PARTITIONS
 
 GUARANTEES: Final = ("at_least_once", "exactly_once")
@@ -98,8 +98,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a latency run")
     parser.add_argument("--load", type=float, default=0.5, help="share of the maximum")
     parser.add_argument("--ticks", type=int, default=FULL.tape_ticks, help="length of the tape")
+    parser.add_argument("--quick", action="store_true", help="a model that is trained shorter")
     given = parser.parse_args()
-    work = prepare(replace(FULL, latency_s=given.seconds, tape_ticks=given.ticks))
+    sizes = QUICK if given.quick else FULL
+    work = prepare(replace(sizes, latency_s=given.seconds, tape_ticks=given.ticks))
     try:
         with cluster(None) as kafka:
             facts = {

@@ -41,7 +41,7 @@ class Record:
     identity
         Equal for a record and its repeat.
     group
-        Within a group records must keep their order: the instrument, or the input partition.
+        Within a group records must keep their order: the instrument's.
     content
         All that is a function of the input.
     """
@@ -163,7 +163,7 @@ def expected_records(
             for refused in decoded.rejected:
                 value = values[refused.row]
                 place = (partition, offsets[refused.row])
-                letters.append(Record(place, partition, _letter_content(value)))
+                letters.append(Record(place, place, _letter_content(value)))
             if decoded.batch is not None:
                 found = pipeline.process(decoded.batch).events
                 events += [event_record(event.to_dict(0)) for event in found]
@@ -178,15 +178,18 @@ def event_record(event: dict[str, Any]) -> Record:
 
 
 def letter_record(letter: Message) -> Record:
-    """Reduce a dead letter; one that was cut for its size counts as whole if its digest says so."""
+    """Reduce a dead letter; one that was cut for its size counts as whole if its digest says so.
+
+    Each is a group of its own: a letter that was cut comes later, and no order is promised.
+    """
     headers = dict(letter.headers() or [])
     partition = int(headers["tapewatch_partition"])
     place = (partition, int(headers["tapewatch_offset"]))
     value = letter.value()
     if "tapewatch_sha256" in headers:
         size = headers["tapewatch_truncated_from"].decode()
-        return Record(place, partition, f"{size} {headers['tapewatch_sha256'].decode()}".encode())
-    return Record(place, partition, _letter_content(value))
+        return Record(place, place, f"{size} {headers['tapewatch_sha256'].decode()}".encode())
+    return Record(place, place, _letter_content(value))
 
 
 def _letter_content(value: bytes | None) -> bytes:
