@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from benchmarks.latency import EPISODES, Stage
 from benchmarks.processes import Cluster, Daemon, MeasurementError, Topics, child, daemon
@@ -190,7 +190,13 @@ def _bound(kafka: Cluster, topics: Topics) -> None:
         ConfigResource(
             ConfigResource.Type.TOPIC,
             topic,
-            incremental_configs=[ConfigEntry("retention.bytes", str(512 << 20))],
+            incremental_configs=[
+                ConfigEntry(
+                    "retention.bytes",
+                    str(512 << 20),
+                    incremental_operation=AlterConfigOpType.SET,
+                )
+            ],
         )
         for topic in (topics.ticks, topics.anomalies)
     ]
