@@ -11,7 +11,7 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 	$$each -c '$(FITS)' >/dev/null 2>&1 && { echo $$each; break; }; done)
 
-.PHONY: help setup demo test check audit fmt bench docs lock ci clean
+.PHONY: help setup demo test chaos check audit fmt bench docs lock ci clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,9 @@ demo: $(INSTALLED)  ## watch a synthetic market through an embedded broker, end 
 
 test: $(INSTALLED)  ## run the tests, against a real Kafka where Java 17 and Maven exist
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(INSTALLED)  ## the fault tests in their long form, an hour and a half; ends with a table
+	$(BIN)/python -m tests.faults.chaos --long $(CHAOS_ARGS)
 
 check: $(INSTALLED)  ## format, lint, strict types, import rules
 	$(BIN)/ruff format --check

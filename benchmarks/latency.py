@@ -93,10 +93,10 @@ class Reader:
 
 
 class Stage:
-    """Everything a run needs beside the rate: tape on disk, model, cluster."""
+    """Everything a run needs beside the rate: tape on disk, model, cluster, guarantee."""
 
-    def __init__(self, work: Workload, cluster: Cluster) -> None:
-        self.work, self.cluster = work, cluster
+    def __init__(self, work: Workload, cluster: Cluster, delivery: str = "at_least_once") -> None:
+        self.work, self.cluster, self._delivery = work, cluster, delivery
         self.tape = work.folder / "tape.npy"
         np.save(self.tape, work.tape)
 
@@ -208,7 +208,7 @@ class Stage:
     def _daemon(self, topics: Topics) -> AbstractContextManager[Daemon]:
         work = self.work
         where = (work.folder, self.cluster, topics, work.latency_model, work.sizes.instruments)
-        return daemon(*where, more=EPISODES)
+        return daemon(*where, more=EPISODES, delivery=self._delivery)
 
 
 def measure(work: Workload, cluster: Cluster) -> list[Row]:

@@ -197,6 +197,12 @@ class Daemon:
 
     child: Child
     url: str
+    killed: bool = False
+
+    def kill(self) -> None:
+        """End it without any order."""
+        self.killed = True
+        self.child.process.kill()
 
     def metrics(self) -> bytes:
         """Return the text of its `/metrics`."""
@@ -250,18 +256,23 @@ def daemon(
     until: str = "readyz",
     more: str = "",
     watch_s: float = 5.0,
+    delivery: str = "at_least_once",
 ) -> Iterator[Daemon]:
     """Run the daemon on the topics; given back when it answers at `until`.
 
     `more` is TOML for the end of its configuration; every `watch_s` it looks for a new model.
+    Daemons that follow one another on the same topics are one member of one group.
     """
     port = free_ports(1)[0]
     config = folder / f"{topics.anomalies}.toml"
     config.write_text(
         f"""
+delivery = "{delivery}"
 [kafka]
 bootstrap_servers = "{cluster.bootstrap}"
 group_id = "group-{topics.anomalies}"
+[kafka.properties]
+"group.instance.id" = "tapewatch-0"
 [topics]
 ticks = "{topics.ticks}"
 anomalies = "{topics.anomalies}"
@@ -282,7 +293,7 @@ port = {port}
         _wait_for(running, until)
         yield running
         code = process.stop()
-        if code != 0:
+        if code != 0 and not running.killed:
             raise MeasurementError(f"the daemon ended with code {code}:\n{process.tail()}")
 
 

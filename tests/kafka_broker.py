@@ -159,6 +159,8 @@ class KafkaBroker:
         The `-Xmx` of the Java process.
     listener
         Another listener for clients, as `NAME://host:port`; its settings go into `properties`.
+    advertised
+        Where that listener's clients are told to come, as `host:port`, if elsewhere: to a proxy.
     scram
         Passwords of users that may come in with SCRAM-SHA-512.
 
@@ -173,6 +175,7 @@ class KafkaBroker:
         properties: Mapping[str, str] | None = None,
         heap: str = "512m",
         listener: str | None = None,
+        advertised: str | None = None,
         scram: Mapping[str, str] | None = None,
     ) -> None:
         self._libs = kafka_jars()
@@ -184,8 +187,9 @@ class KafkaBroker:
         self.bootstrap = f"127.0.0.1:{port}"
         settings = _settings(self._folder, port, controller_port) | dict(properties or {})
         if listener is not None:
-            for key in ("listeners", "advertised.listeners"):
-                settings[key] += f",{listener}"
+            name, _, address = listener.partition("://")
+            settings["listeners"] += f",{listener}"
+            settings["advertised.listeners"] += f",{name}://{advertised or address}"
         self._scram = dict(scram or {})
         self._config = self._folder / "server.properties"
         self._config.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))

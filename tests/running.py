@@ -37,14 +37,23 @@ class Tape:
     live_ticks: TickBatch
 
 
+def small_market(seed: int) -> Market:
+    """Six instruments that differ in price and rate."""
+    return Market(
+        tuple(Instrument(f"S{i}", price=20.0 + 30 * i, rate_hz=12 + 4 * i) for i in range(6)),
+        seed=seed,
+    )
+
+
 @pytest.fixture(scope="session")
 def tape(tmp_path_factory: pytest.TempPathFactory) -> Tape:
     """Six instruments; the first part is ordinary, anomalies are planted in the second."""
-    folder = tmp_path_factory.mktemp("tape")
-    market = Market(
-        tuple(Instrument(f"S{i}", price=20.0 + 30 * i, rate_hz=12 + 4 * i) for i in range(6)),
-        seed=3,
-    )
+    return make_tape(tmp_path_factory.mktemp("tape"))
+
+
+def make_tape(folder: Path) -> Tape:
+    """Write the tape's files."""
+    market = small_market(seed=3)
     live_from = START_NS + TRAIN_S * 10**9
     end = live_from + LIVE_S * 10**9
     plants = plan(market.symbols, 12, live_from, end, min_separation_s=20, kinds=DEMO_KINDS, seed=3)
@@ -81,7 +90,11 @@ def plain_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def model(tape: Tape, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model, trained by the command a user would type."""
-    folder = tmp_path_factory.mktemp("model") / "artifact"
+    return train_model(tape, tmp_path_factory.mktemp("model") / "artifact")
+
+
+def train_model(tape: Tape, folder: Path) -> Path:
+    """Train a small model on the tape's ordinary part."""
     done = tapewatch(
         *("train", "--ticks", tape.train, "--out", folder),
         *("--epochs", "3", "--quantile", "0.998", "--seed", "1"),
