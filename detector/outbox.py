@@ -31,6 +31,7 @@ _TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; on
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
 _DEAD_LETTER_KEY_BYTES: Final = 1024
 _MOST_CUT: Final = 2
+_REQUESTS_WITH_LARGE_ONES: Final = 20
 
 Form = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 """Key, value and further headers of a dead letter."""
@@ -187,12 +188,13 @@ class Outbox:
         key = messages.messages[row].key()
         place = f"{self._topics.ticks}-{messages.partition}@{offset}"
 
+        # A refusal for size is told of all records that went in one request: a small one most often
+        # only was with a large one.
         small = len(key or b"") + len(value or b"") <= _DEAD_LETTER_PART_BYTES
+        patience = _REQUESTS_WITH_LARGE_ONES if small else 0
 
         def publish() -> None:
-            # A refusal for size is told of all records that went in one request: a small one may
-            # only have been with a large one.
-            times = self._refusals.get(place, 0) - small
+            times = self._refusals.get(place, 0) - patience
             short_key, short_value, more = _cut(key, value, times)
             self._publisher.publish(
                 self._topics.dead_letters, short_key, short_value, headers + more, acknowledged
@@ -205,13 +207,13 @@ class Outbox:
                 ticket.acknowledge()
                 return
             times = self._refusals.get(place, 0) + 1
-            if _TOO_LARGE not in error or times - small > _MOST_CUT:
+            if _TOO_LARGE not in error or times - patience > _MOST_CUT:
                 self.refused(
                     f"dead letter of {place} to topic {self._topics.dead_letters} was refused by "
                     f"Kafka: {error}"
                 )
                 return
-            if times > small:
+            if times > patience:
                 _log.error(
                     "dead letter cut, it is too large for its topic", place=place, error=error
                 )
