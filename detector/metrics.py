@@ -158,7 +158,7 @@ class Metrics:
         self.score = ArrayHistogram("tapewatch_score", "Anomaly score of scored ticks.")
         self.score_per_threshold = ArrayHistogram(
             "tapewatch_score_per_threshold",
-            "Anomaly score of scored ticks as a multiple of the threshold in force; an alarm from 1.",
+            "Anomaly score of scored ticks in multiples of the threshold in force; 1 is an alarm.",
             lowest=-12,
             highest=12,
         )
