@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .parts import ORANGE, RED, Panel, Said, lines
+from .parts import BLUE, ORANGE, RED, Panel, Said, bound, coloured, lines
 from .queries import Query, of_job, rise
 
 HOUR: Final = "job:tapewatch_alarms:increase1h"
@@ -16,7 +16,7 @@ ON_BUDGET: Final = ("TapewatchAlarmsAboveBudget", "TapewatchAlarmsBelowBudget")
 
 def alarms_against_budget(width: int) -> Panel:
     """Return alarms and budget of the last hour, in numbers."""
-    return lines(
+    panel = lines(
         Said(
             "Alarms against budget",
             "Episodes opened within the last hour, and how many the model's thresholds were set "
@@ -28,6 +28,7 @@ def alarms_against_budget(width: int) -> Panel:
         Query(f"sum({of_job('job:tapewatch_alarms_asked:increase1h')})", "budget"),
         width=width,
     )
+    return coloured(bound(panel, "budget"), {"alarms": BLUE, "budget": ORANGE})
 
 
 def share_of_budget(width: int) -> Panel:
@@ -49,13 +50,18 @@ def share_of_budget(width: int) -> Panel:
 
 def severities(width: int) -> Panel:
     """Return how many episodes were opened, by severity."""
-    return lines(
-        Said("Episodes opened, by severity", "Episodes opened, by severity at opening.", "short"),
+    panel = lines(
+        Said(
+            "Episodes opened, by severity",
+            "Episodes opened, by severity at opening; it may grow while they last.",
+            "short",
+        ),
         Query(rise("tapewatch_events_total", 'phase="open"', by="severity"), "{{severity}}"),
         width=width,
         stacked=True,
         bars=True,
     )
+    return coloured(panel, {"minor": BLUE, "major": ORANGE, "critical": RED})
 
 
 def types(width: int) -> Panel:

@@ -15,7 +15,7 @@ def _rejected() -> Panel:
     return lines(
         Said(
             "Messages rejected",
-            "Messages that could not be decoded, by reason, and the dead letters made of them.",
+            "Messages that could not be decoded, by reason; each becomes a dead letter.",
             "short",
             ("TapewatchRejectedInput", "TapewatchDeadLetters"),
         ),

@@ -13,6 +13,7 @@ from .parts import (
     RED,
     Panel,
     Said,
+    bound,
     in_unit,
     lines,
     number,
@@ -174,14 +175,16 @@ def _ticks() -> Panel:
     return lines(
         Said(
             "Ticks",
-            "Ticks a second: decoded, scored, dropped for their data. Scored stays below decoded "
-            "while instruments warm up.",
+            "Ticks a second: decoded, scored, dropped for their data, and those whose latent was "
+            "published, where that is asked for. Scored stays below decoded while instruments "
+            "warm up.",
             "cps",
             ("TapewatchNoTicks", "TapewatchTicksDropped"),
         ),
         Query(rate("tapewatch_ticks_total"), "decoded"),
         Query(rate("tapewatch_ticks_scored_total"), "scored"),
         Query(rate("tapewatch_ticks_dropped_total"), "dropped"),
+        Query(f"{rate('tapewatch_latents_total')} > 0", "latents published"),
         width=8,
     )
 
@@ -252,16 +255,18 @@ def _failures() -> Panel:
     return lines(
         Said(
             "Failures",
-            "What went wrong between scrapes. Refused records end the daemon; the others are tried "
-            "again, and only their repetition is bad.",
+            "What went wrong, and when. Refused records end the daemon, dead letters are not "
+            "watched; the rest is tried again, and bad only where it goes on.",
             "short",
             ("TapewatchPublishFailures", "TapewatchCommitFailures", "TapewatchDeadLetters"),
         ),
         Query(rise("tapewatch_publish_failures_total"), "records refused by Kafka"),
         Query(rise("tapewatch_commit_failures_total"), "commits failed"),
-        Query(rise("tapewatch_messages_rejected_total"), "messages rejected"),
+        Query(rise("tapewatch_dead_letters_total"), "dead letters"),
         Query(rise("tapewatch_kafka_timeouts_total"), "requests without an answer"),
         Query(rise("tapewatch_kafka_request_errors_total"), "requests failed"),
+        Query(rise("tapewatch_kafka_retries_total"), "requests sent again"),
+        Query(rise("tapewatch_kafka_rebalances_total"), "rebalances"),
         Query(rise("tapewatch_rebalances_total", 'kind="lost"'), "partitions lost"),
         bars=True,
         stacked=True,
@@ -271,17 +276,19 @@ def _failures() -> Panel:
 def _memory() -> Panel:
     limit = f"max by (instance) ({of('tapewatch_memory_limit_bytes')})"
     resident = of_tapewatch(of("process_resident_memory_bytes"))
-    return lines(
+    panel = lines(
         Said(
             "Memory",
-            "Resident memory of each daemon, and the limit of its control group where it has one: "
-            "at the limit the kernel ends it.",
+            "Resident memory of each daemon, the limit of its control group where it has one, at "
+            "which the kernel ends it, and what is allocated on a GPU where there is one.",
             "bytes",
             ("TapewatchMemoryNearLimit",),
         ),
         Query(resident, "{{instance}}"),
         Query(limit, "limit of {{instance}}"),
+        Query(of("tapewatch_gpu_memory_bytes"), "GPU, {{instance}}"),
     )
+    return bound(panel, "/^limit of/")
 
 
 def _cores() -> Panel:

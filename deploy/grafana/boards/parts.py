@@ -293,6 +293,20 @@ def in_unit(panel: _P, series: str, unit: str, colours: dashboard.ThresholdsConf
     return panel.override_by_name(series, own)
 
 
+def coloured(panel: _P, colours: Mapping[str, str]) -> _P:
+    """Give series of a panel colours that say what they mean."""
+    for series, colour in colours.items():
+        fixed = models.FieldColor(models.FieldColorModeId.FIXED, colour)
+        panel.override_by_name(series, [models.DynamicConfigValue("color", fixed)])
+    return panel
+
+
+def bound(panel: _P, series: str) -> _P:
+    """Draw the series that match a pattern dashed, as what others are measured by."""
+    style = {"fill": "dash", "dash": [8, 8]}
+    return panel.override_by_regexp(series, [models.DynamicConfigValue("custom.lineStyle", style)])
+
+
 def _describe(
     panel: _P,
     said: Said,
