@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.grafana.boards import BOARDS
 from deploy.grafana.boards.parts import RUNBOOK
 from detector.drift import MOVED
+from detector.events import CRITICAL_FROM, MAJOR_FROM
 from detector.metrics import LATENCY_BUCKETS_S, STAGES, Metrics
 from tests.conftest import REPOSITORY, leave_out
 from tests.dashboard_rules import (
@@ -215,6 +216,9 @@ def test_edges_and_stages_are_those_of_the_metrics() -> None:
     drift = next(p for p in panels(model) if p["title"] == "Drift of the score")
     colours = drift["fieldConfig"]["defaults"]["thresholds"]["steps"]
     assert colours[-1]["value"] == MOVED
+    table = next(p for p in panels(committed("overview")) if p["title"] == "Worst open episodes")
+    colours = table["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert [step["value"] for step in colours[1:]] == [MAJOR_FROM, CRITICAL_FROM]
     registry = CollectorRegistry()
     Metrics(registry)
     asked = {m for _, e in expressions(model) for m in re.findall(r'le="([\d.]+)"', e)}

@@ -82,7 +82,7 @@ def _health() -> list[Panel]:
         Query(_lag_seconds()),
         width=3,
         colours=steps(GREEN, (1, ORANGE), (5, RED)),
-        none="unknown",
+        none="no partitions",
     )
     ticks = number(
         Said(
@@ -161,7 +161,7 @@ def _open_count() -> Panel:
         Query(f"sum({of('tapewatch_open_episodes')})"),
         width=2,
         colours=steps(BLUE),
-        none="none",
+        none="no partitions",
     )
 
 
