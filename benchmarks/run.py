@@ -14,7 +14,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engine, features, latency, memory, report, scoring, scrape, throughput
+from benchmarks import (
+    capacity,
+    engine,
+    features,
+    latency,
+    memory,
+    report,
+    scoring,
+    scrape,
+    sizing,
+    throughput,
+)
 from benchmarks.machine import Quiet, describe
 from benchmarks.measure import Row
 from benchmarks.processes import Cluster, cluster
@@ -55,7 +66,7 @@ def main(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for benchmarks.md and results.json; a full run has its places."),
+        typer.Option(help="Folder for the pages and results.json; a full run has its places."),
     ] = None,
 ) -> None:
     """Measure, print the table, and write it unless the run was shortened.
@@ -78,6 +89,10 @@ def main(
         results = report.in_order(report.merge(json_path, machine, rows), GROUPS)
         report.write(results, json_path, table_path)
         out.print(f"written: {table_path}, {json_path}", highlight=False)
+        if sizing.complete(results):
+            capacity_path = table_path.with_name("capacity.md")
+            capacity_path.write_text(capacity.page(results), encoding="utf-8")
+            out.print(f"written: {capacity_path}", highlight=False)
 
 
 def measured(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import math
 import queue
 import threading
 import time
@@ -161,6 +162,7 @@ class Daemon:
         self._consumer = consumer(self)
         metrics.kafka.watch("consumer", self._consumer.health)
         metrics.kafka.watch("producer", publisher.health)
+        metrics.is_ready = lambda: self.ready()[0]
         self._ledger = Ledger()
         self._work: queue.Queue[_Work | None] = queue.Queue(_QUEUED_BATCHES)
         self._decision = threading.Thread(target=self._decide_all, name="decision", daemon=True)
@@ -171,6 +173,7 @@ class Daemon:
         self._tracked: dict[int, int] = {}
         self._ticks_per_message = 1.0
         self._beat = time.monotonic()
+        self._waits_since = math.inf  # for the decision thread to take more
         self._commit_due = 0.0
         self._drift_due = 0.0
         self._commit_errors_seen = 0
@@ -238,18 +241,29 @@ class Daemon:
     def ready(self) -> tuple[bool, str]:
         """Whether ticks would be processed now."""
         if self._failure is not None or self._stop.is_set():
-            answer = (False, "stopping")
-        elif not self._started:
-            answer = (False, "waiting for Kafka and its topics")
-        elif not self._assigned.joined:
-            answer = (False, "waiting for the consumer group's assignment")
-        elif not self._consumer.health.reachable:
-            answer = (False, f"no broker reachable: {self._consumer.health.last_error}")
-        else:
-            n = len(self._consumer.assigned_partitions)
-            answer = (True, f"ready with {n} partitions")
-        self._metrics.ready.set(answer[0])
-        return answer
+            return False, "stopping"
+        if hung := self._hung():
+            return False, hung
+        if not self._started:
+            return False, "waiting for Kafka and its topics"
+        if not self._assigned.joined:
+            return False, "waiting for the consumer group's assignment"
+        if not self._consumer.health.reachable:
+            return False, f"no broker reachable: {self._consumer.health.last_error}"
+        return True, f"ready with {len(self._consumer.assigned_partitions)} partitions"
+
+    def _hung(self) -> str:
+        """Why nothing is processed although the process runs, in words; "" where it is."""
+        alive, reason = self.healthy()
+        if not alive:
+            return reason
+        waited_s = time.monotonic() - self._waits_since
+        if waited_s <= _BEAT_LIMIT_S:
+            return ""
+        return (
+            f"no micro-batch was decided and published for {waited_s:.0f} s: scoring hangs, or the "
+            "brokers take no events"
+        )
 
     def _wait_for_topics(self) -> None:
         """Wait with backoff until a broker answers; refuse to start without the topics."""
@@ -432,6 +446,7 @@ class Daemon:
 
     def _put(self, work: _Work | None, *, force: bool = False) -> None:
         """Hand work to the decision thread, waiting while it is behind."""
+        self._waits_since = time.monotonic()
         while self._failure is None or force:
             try:
                 self._work.put(work, timeout=0.1)
@@ -440,7 +455,8 @@ class Daemon:
                 if not self._decision.is_alive():
                     return
             else:
-                return
+                break
+        self._waits_since = math.inf
 
     def _commit(self, *, wait: bool) -> None:
         """Commit what is acknowledged; a failed commit is counted and repeated by the next."""
@@ -474,7 +490,6 @@ class Daemon:
         for key, kept, refused in pipeline.symbols.take_collisions():
             self._metrics.symbol_collisions.inc()
             _log.warning("symbol refused, its key is taken", key=key, kept=kept, refused=refused)
-        self.ready()
 
     def _raise_if_unusable(self) -> None:
         for health in (self._consumer.health, self._publisher.health):

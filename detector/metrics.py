@@ -8,7 +8,7 @@ most. `docs/metrics.md` describes each metric.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -220,9 +220,7 @@ class Metrics:
         self.commit_failures = Counter(
             "tapewatch_commit_failures", "Offset commits that failed.", registry=registry
         )
-        self.ready = Gauge(
-            "tapewatch_ready", "1 while /readyz says ready, else 0.", registry=registry
-        )
+        self._register_ready(registry)
         self._register_model(registry)
         self.kafka = KafkaMetrics(registry)
         self.memory = MemoryMetrics(registry)
@@ -328,6 +326,13 @@ class Metrics:
         for partition in ours:  # a partition without state still has its three series
             for gauge in (self.instruments, self.open_episodes, self.lag):
                 gauge.labels(str(partition))
+
+    def _register_ready(self, registry: CollectorRegistry) -> None:
+        """Ask when scraped, instead of being told: a loop that hangs would no longer tell."""
+        self.is_ready: Callable[[], bool] = bool
+        ready = ReadFamily("gauge", "tapewatch_ready", "1 while /readyz says ready, else 0.")
+        ready.read = lambda: [((), float(self.is_ready()))]
+        registry.register(ready)
 
     def _register_model(self, registry: CollectorRegistry) -> None:
         self.model = Info("tapewatch_model", "The model in force.", registry=registry)

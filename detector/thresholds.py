@@ -35,7 +35,7 @@ POOLED_TAIL: Final = 5
 there is nothing to fall back on."""
 
 
-MOST_FACTOR: Final = 4.0
+MOST_FACTOR: Final = 10.0
 """A threshold that follows its alarms stays within this factor of its prior, both ways."""
 
 MOST_RISE: Final = 2.0

@@ -6,6 +6,7 @@ real Kafka is on the other side in tests/integration and tests/faults.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -23,7 +24,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from structlog.testing import capture_logs
 
-from detector.daemon import Daemon, DaemonFailedError, Settings
+from detector.daemon import _BEAT_LIMIT_S, Daemon, DaemonFailedError, Settings
 from detector.drift import Drift
 from detector.events import AnomalyEvent, Source
 from detector.kafka import Acknowledge, Health, PartitionMessages
@@ -538,6 +539,60 @@ def test_unreachable_broker_is_waited_for() -> None:
         rig.consumer.health.on_statistics('{"brokers": {}}')
         assert not rig.daemon.ready()[0]
     assert not rig.daemon.ready()[0]
+
+
+def test_a_hung_loop_is_not_ready_at_the_next_scrape() -> None:
+    """`tapewatch_ready` is found out when scraped: a loop that hangs cannot tell it any more."""
+    rig = Rig([part([b"t"], 0)])
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(fetch: int) -> None:
+        if fetch == 3:
+            hangs.set()
+            assert goes_on.wait(WAIT_S)
+
+    rig.consumer.during_fetch = hang
+    assert rig.value("tapewatch_ready") == 0
+    with rig:
+        try:
+            assert hangs.wait(WAIT_S)
+            assert rig.value("tapewatch_ready") == 1
+            rig.daemon._beat -= _BEAT_LIMIT_S + 1
+            ready, reason = rig.daemon.ready()
+            assert (ready, rig.value("tapewatch_ready")) == (False, 0)
+            assert reason.startswith("the loop has not come round for 3")
+        finally:
+            goes_on.set()
+        until(lambda: rig.value("tapewatch_ready") == 1)
+    assert rig.value("tapewatch_ready") == 0
+
+
+def test_a_hung_decision_is_not_ready_though_intake_still_turns() -> None:
+    """Intake that waits for the decision thread is alive, but after 30 s nobody calls it ready."""
+    pipeline = EveryTickIsAnEvent()
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hangs.set()
+        assert goes_on.wait(WAIT_S)
+
+    pipeline.before_finish = hang
+    # What has a rejected message goes to the decision thread: one in hand, two queued, one waits.
+    rig = Rig(*([part([b"t", b"bad"], 2 * k)] for k in range(4)), pipeline=pipeline)
+    with rig:
+        try:
+            assert hangs.wait(WAIT_S)
+            until(lambda: rig.consumer.fetches == 4 and rig.daemon._waits_since < math.inf)
+            assert rig.daemon.ready()[0]
+            rig.daemon._waits_since -= _BEAT_LIMIT_S + 1
+            ready, reason = rig.daemon.ready()
+            assert (ready, rig.value("tapewatch_ready")) == (False, 0)
+            assert reason.startswith("no micro-batch was decided and published for 3")
+            assert rig.daemon.healthy()[0]
+        finally:
+            goes_on.set()
+        until(lambda: rig.consumer.committed == {0: 8})
+        assert rig.daemon.ready()[0]
 
 
 def test_unusable_kafka_stops_the_daemon() -> None:
