@@ -11,11 +11,11 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 	$$each -c '$(FITS)' >/dev/null 2>&1 && { echo $$each; break; }; done)
 
-.PHONY: help setup demo test chaos check audit fmt bench docs lock ci clean
+.PHONY: help setup demo test chaos check audit fmt bench docs dashboards lock ci clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(INSTALLED)  ## make .venv with the pinned dependencies and tapewatch itself
 
@@ -59,6 +59,9 @@ bench: $(INSTALLED)  ## measure against ceilings of the same run; writes a table
 
 docs: $(INSTALLED)  ## write the documents that are generated from definitions
 	$(BIN)/python -m detector.documents
+
+dashboards: $(INSTALLED)  ## write Grafana's dashboards from their code in deploy/grafana/boards
+	$(BIN)/python -m deploy.grafana.boards
 
 lock: $(INSTALLED)  ## pin what pyproject.toml asks for, with hashes
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)

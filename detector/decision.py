@@ -347,6 +347,7 @@ class Decision:
             metrics.error.observe(scores.stage1, "1")
             metrics.error.observe(scores.stage2, "2")
             metrics.score.observe(scores.score)
+            metrics.score_per_threshold.observe(scores.score / scores.threshold)
         metrics.scored.inc(sum(int(block.ready.sum()) for block in outcome.blocks))
         metrics.instrument_hours.inc(outcome.instrument_hours)
         if self._observer is not None:

@@ -156,8 +156,14 @@ class Metrics:
             ("1", "2"),
         )
         self.score = ArrayHistogram("tapewatch_score", "Anomaly score of scored ticks.")
-        registry.register(self.error)
-        registry.register(self.score)
+        self.score_per_threshold = ArrayHistogram(
+            "tapewatch_score_per_threshold",
+            "Anomaly score of scored ticks in multiples of the threshold in force; 1 is an alarm.",
+            lowest=-12,
+            highest=12,
+        )
+        for histogram in (self.error, self.score, self.score_per_threshold):
+            registry.register(histogram)
         self.feature_psi = PresentGauge(
             "tapewatch_feature_psi",
             f"Population stability index of the {DRIFT_FEATURES} features that moved furthest from "

@@ -666,7 +666,7 @@ class EveryTickHasALatent(EveryTickIsAnEvent):
         scores = []
         for part in prepared:
             n = len(part.batch)
-            found = ScoreBlock(*np.zeros((6, n)), np.zeros(n, np.int32))
+            found = ScoreBlock(*np.ones((6, n)), np.zeros(n, np.int32))
             latent = part.batch.offsets[:, None].astype(np.float32)
             scores.append(replace(found, latent=latent))
         return Outcome((), tuple(p.block for p in prepared), tuple(scores), {}, {})
@@ -763,6 +763,20 @@ def test_latency_has_its_event_as_exemplar() -> None:
         buckets = next(f for f in families if f.name == "tapewatch_tick_to_event_seconds").samples
         (exemplar,) = [s.exemplar for s in buckets if s.exemplar is not None]
         assert exemplar.labels == {"event_id": event_at(0, 0).event_id[:16]}
+
+
+def test_scores_are_told_against_the_threshold_of_their_own_row() -> None:
+    """Each row by the threshold that was applied to it; a row that was not ready is left out."""
+    pipeline = EveryTickIsAnEvent()
+    score = np.array([1.0, 3.0, np.nan, 8.0])
+    threshold = np.array([2.0, 2.0, 2.0, 16.0])
+    pipeline.scores = (
+        ScoreBlock(score, score, score, score, score, threshold, np.zeros(4, np.int32)),
+    )
+    with Rig([part([b"tick"])], pipeline=pipeline) as rig:
+        until(lambda: rig.value("tapewatch_score_per_threshold_count") == 3)
+        assert rig.value("tapewatch_score_per_threshold_bucket", le="1.0") == 2
+        assert rig.value("tapewatch_score_per_threshold_sum") == 0.5 + 1.5 + 0.5
 
 
 def test_batching_delay_is_observed_per_micro_batch() -> None:

@@ -120,6 +120,7 @@ def fill(metrics: Metrics, instruments: int = 1, partitions: int = 1, first: int
     metrics.observe_drift(Drift(names, np.arange(100) / 100, 0.5, 2_000))
     metrics.score.observe(np.linspace(0.001, 1e6, 1_000))
     metrics.error.observe(np.linspace(0.001, 1e6, 1_000), "1")
+    metrics.score_per_threshold.observe(np.linspace(0.001, 100.0, 1_000))
     for number in range(instruments):
         event = named(number)
         metrics.open_table.observe([event])
@@ -278,6 +279,19 @@ def test_drift_is_told_of_few_features_and_only_what_is_known() -> None:
     metrics.observe_drift(None)
     assert shown() == {}
     assert registry.get_sample_value("tapewatch_score_psi") is None
+
+
+def test_scores_per_threshold_have_an_edge_where_alarms_begin() -> None:
+    """From a 64th to 64 times the threshold, with a bound at the threshold itself."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    metrics.score_per_threshold.observe(np.array([0.001, 0.5, 0.99, 1.01, 3.0, 1e3, np.nan]))
+    bounds = sorted(buckets_of(metrics.score_per_threshold))
+    assert bounds[0] == 2.0**-6
+    assert bounds[-2] == 2.0**6
+    below = registry.get_sample_value("tapewatch_score_per_threshold_bucket", {"le": "1.0"})
+    assert below == 3
+    assert registry.get_sample_value("tapewatch_score_per_threshold_count") == 6
 
 
 def test_released_partition_leaves_no_series() -> None:
