@@ -317,6 +317,7 @@ class Daemon:
         """Wait until transactions can be begun; False if told to stop before."""
         if not isinstance(self._publisher, TransactionalPublisher):
             return True
+        self._outbox.ask_for_limits()
 
         def stopping() -> bool:
             self._beat = time.monotonic()

@@ -184,15 +184,25 @@ class Decision:
     def publish(self, work: Work) -> None:
         """Publish what a decided work led to, and finish its ticket."""
         began = time.perf_counter()
+        self._take_note(work.positions, work.generations)
         self._outbox.send(work)
         if work.outcome is not None:
             self._observe(work.outcome)
             self._metrics.open_table.observe(filter(self._still_ours(work), work.outcome.events))
-        for partition, next_offset in work.positions.items():
-            if self._partitions.still(partition, work.generations):
-                self._moved[partition] = work.generations[partition], next_offset
         work.ticket.finish()
         self._metrics.stage.labels("publishing").observe(time.perf_counter() - began)
+
+    def _take_note(self, positions: Mapping[int, int], generations: Mapping[int, int]) -> None:
+        """Note which partitions' events are about to be part of the next commit, and up to where.
+
+        Also of partitions given up meanwhile: a transaction with their events must not be committed
+        (`_checkpoint`), nor one with events from before and after a partition came back.
+        """
+        for partition, next_offset in positions.items():
+            before, _ = self._moved.get(partition, (generations[partition], 0))
+            if before != generations[partition] and self.to_be_committed:
+                raise TransactionLostError(f"partition {partition} was taken away and came back")
+            self._moved[partition] = generations[partition], next_offset
 
     def record(self, changes: Sequence[ModelChange]) -> None:
         """Record from which offsets which model scores; `tapewatch score --changes` reads it."""
@@ -313,8 +323,7 @@ class Decision:
         """Let another model score from here on; the old one's episodes close."""
         scorer, old = model.scorer, self._pipeline.model
         next_offsets = {change.partition: change.next_offset for change in changes}
-        for partition, next_offset in next_offsets.items():
-            self._moved[partition] = work.generations[partition], next_offset
+        self._take_note(next_offsets, work.generations)
         closed = self._pipeline.change_model(scorer, next_offsets)
         work.outcome = Outcome(closed, (), (), {}, {})
         self._metrics.observe_model(

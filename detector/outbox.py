@@ -31,6 +31,7 @@ _TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; on
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
 _DEAD_LETTER_KEY_BYTES: Final = 1024
 _MOST_CUT: Final = 2
+_RECORD_BYTES: Final = 2048  # what a record has beside key and value, its headers above all
 _REQUESTS_WITH_LARGE_ONES: Final = 20
 
 Form = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
@@ -84,12 +85,18 @@ class Outbox:
         self._latency_from_recv = latency_from_recv
         self._at_once = not isinstance(publisher, TransactionalPublisher)
         self._again: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._largest: int | None = None
         self._refusals: dict[str, int] = {}  # how often the dead letter of a place was too large
 
     def room_for(self, work: Work) -> bool:
         """Whether the work's events and latents can be published without waiting."""
         events = 0 if work.outcome is None else len(work.outcome.events)
         return events + len(work.latents) <= self._publisher.room
+
+    def ask_for_limits(self) -> None:
+        """Ask how large a dead letter may be, where a refusal costs the whole transaction."""
+        if not self._at_once:
+            self._largest = self._publisher.largest_record(self._topics.dead_letters)
 
     def send(self, work: Work) -> None:
         """Publish what a decided work led to."""
@@ -190,11 +197,14 @@ class Outbox:
 
         # A refusal for size is told of all records that went in one request: a small one most often
         # only was with a large one.
-        small = len(key or b"") + len(value or b"") <= _DEAD_LETTER_PART_BYTES
+        size = len(key or b"") + len(value or b"")
+        small = size <= _DEAD_LETTER_PART_BYTES
         patience = _REQUESTS_WITH_LARGE_ONES if small else 0
 
         def publish() -> None:
             times = self._refusals.get(place, 0) - patience
+            if self._largest is not None and size + _RECORD_BYTES > self._largest:
+                times = max(times, 1)
             short_key, short_value, more = _cut(key, value, times)
             self._publisher.publish(
                 self._topics.dead_letters, short_key, short_value, headers + more, acknowledged

@@ -7,9 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+)
 
 from detector.kafka.connection import (
     STATISTICS_MS,
@@ -35,7 +39,7 @@ class Publisher:
 
     def __init__(self, connection: Connection, **settings: object) -> None:
         self.health = self._health()
-        self._bootstrap = connection.bootstrap_servers
+        self._connection = connection
         properties = {
             "linger.ms": 0,
             "partitioner": "murmur2_random",  # that of Kafka's Java clients
@@ -110,7 +114,19 @@ class Publisher:
         FailedError
             When no broker answers in time, or the topic does not exist.
         """
-        require_topic(self._producer, topic, self._bootstrap, timeout_s, self.health)
+        require_topic(
+            self._producer, topic, self._connection.bootstrap_servers, timeout_s, self.health
+        )
+
+    def largest_record(self, topic: str, timeout_s: float = 5.0) -> int | None:
+        """Return the most bytes that a topic takes in one record; None where we may not know."""
+        place = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        try:
+            admin = AdminClient(cast("Any", self._connection.settings()))
+            (found,) = admin.describe_configs([place], request_timeout=timeout_s).values()
+            return int(found.result(timeout_s)["max.message.bytes"].value)
+        except (KafkaException, KeyError, TimeoutError):
+            return None
 
     def flush(self, timeout_s: float) -> int:
         """Wait for acknowledgements; return how many records are still without one."""
