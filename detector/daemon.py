@@ -633,9 +633,9 @@ class Daemon:
 
     def revoked(self, partitions: list[int]) -> None:
         """Finish and commit what is under way, then forget the partitions."""
-        if self._exactly_once:
-            self._consumer.note_group()
         if not self._winding_down:
+            if self._exactly_once:
+                self._consumer.note_group()
             self._checkpoint()
         settled = self._drain(0.0 if self._winding_down else DRAIN_S)
         self._commit(wait=True)

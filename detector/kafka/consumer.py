@@ -151,6 +151,7 @@ class TickConsumer:
         self._assigned: set[int] = set()
         self._commit_errors = 0
         self.committed_positions: dict[int, int] = {}  # as far as the coordinator answered
+        self._gone: set[int] = set()  # given up during the present fetch
         self.held: set[int] = set()  # assigned, and not read from until `go_to`
         self.group: object = None
         self.waited_s = 0.0  # how long the first message of the last fetch waited for others
@@ -207,13 +208,17 @@ class TickConsumer:
 
     def fetch(self, max_messages: int, max_delay_s: float) -> list[PartitionMessages]:
         """Wait shortly for a first message, then up to `max_delay_s` for others to join it."""
+        self._gone.clear()
         messages = self._consumer.consume(1, _IDLE_S)
         self.waited_s = 0.0
         if messages and max_messages > 1:
             began = time.perf_counter()
             messages += self._consumer.consume(max_messages - 1, max_delay_s)
             self.waited_s = time.perf_counter() - began
-        return self._by_partition(self._without_errors(messages))
+        found = self._by_partition(self._without_errors(messages))
+        # A partition can go while others' messages are waited for: what was taken of it just before
+        # is its next owner's.
+        return [part for part in found if part.partition not in self._gone]
 
     def commit(self, positions: Mapping[int, int], *, wait: bool) -> str | None:
         """Commit next offsets by partition; return what went wrong, as far as it is known yet.
@@ -399,12 +404,14 @@ class TickConsumer:
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]
+        self._gone |= set(numbers)
         self._assignment.revoked(numbers)
         self._assigned -= set(numbers)
         self.held -= set(numbers)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]
+        self._gone |= set(numbers)
         self._assignment.lost(numbers)
         self._assigned -= set(numbers)
         self.held -= set(numbers)
