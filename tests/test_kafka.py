@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from typer.testing import CliRunner
 
 from detector.cli import app
@@ -85,6 +85,60 @@ def test_bug_while_leaving_is_raised_to_the_caller() -> None:
     error = KafkaException(KafkaError(KafkaError._STATE))
     with pytest.raises(KafkaException):
         consumer_with(StuckClient(error)).close()
+
+
+class LeavingClient:
+    """Hands over one message, then has its partition taken away while it waits for others."""
+
+    def __init__(self) -> None:
+        self.consumer: TickConsumer | None = None
+        self.calls = 0
+
+    def consume(self, most: int, wait_s: float) -> list[Any]:
+        """The message, then none, but a rebalance."""
+        del most, wait_s
+        self.calls += 1
+        if self.calls == 1:
+            return [Read(0, 7), Read(1, 3)]
+        assert self.consumer is not None
+        self.consumer._on_revoke(cast("Any", None), [TopicPartition("ticks", 0)])
+        return []
+
+
+class Read:
+    """A message as the client hands it over."""
+
+    def __init__(self, partition: int, offset: int) -> None:
+        self._place = partition, offset
+
+    def error(self) -> None:
+        """None: it was read."""
+
+    def partition(self) -> int:
+        """Partition."""
+        return self._place[0]
+
+    def offset(self) -> int:
+        """Offset."""
+        return self._place[1]
+
+    def value(self) -> bytes:
+        """Value."""
+        return b"tick"
+
+
+def test_messages_of_a_partition_that_goes_during_their_fetch_are_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was taken just before a revocation is the next owner's: it would be told twice."""
+    client = LeavingClient()
+    consumer = client.consumer = consumer_with(cast("Any", client))
+    for name in ("partition", "offset"):
+        monkeypatch.setattr(consuming, f"_{name.upper()}", getattr(Read, name))
+    monkeypatch.setattr(consuming, "Message", Read)
+    assert [(part.partition, part.offsets.tolist()) for part in consumer.fetch(10, 0.0)] == [
+        (1, [3])
+    ]
 
 
 def test_room_shrinks_with_what_is_not_acknowledged() -> None:
