@@ -702,7 +702,7 @@ class TestCommands:
             (["train", "--ticks", "{d}/no", "--out", "{d}/m"], "no: no such file"),
             (["train", "--ticks", "{f}", "--out", "{d}/m", "--from", "noon"], "--from noon"),
             (["train", "--ticks", "{f}", "--out", "{d}/m", "--format", "x"], "allowed are dbn"),
-            (["train", "--ticks", "{f}", "--out", "{f}"], "is a file"),
+            (["train", "--ticks", "{f}", "--out", "{m}/manifest.json"], "is a file"),
             (["score", "--ticks", "{f}", "--model", "{d}/no", "--out", "{d}/s"], "tapewatch train"),
             (["score", "--ticks", "{f}", "--model", "{m}", "--out", "{d}/no/s"], "create it first"),
             (["model", "show", "{d}"], "manifest.json: cannot be read"),

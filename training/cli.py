@@ -20,6 +20,7 @@ from rich.table import Table
 from detector.errors import RefusedError
 from training.demo.command import demo
 from training.halves import Half
+from training.targets import check_outputs, given
 
 if TYPE_CHECKING:
     from detector.artifact import Artifact
@@ -155,6 +156,7 @@ def train(
         variational=variational.value,
         version=version,
     )
+    check_outputs(given("--out", model), given("--ticks", files.paths))
     spec = files.spec()
     with _bars() as bars:
         artifact = run(
@@ -216,8 +218,15 @@ def score(
     from detector.model_changes import Timeline, read_changes  # noqa: PLC0415
     from detector.offline import score_files  # noqa: PLC0415
 
-    if events is not None and events.resolve() == target.resolve():
-        raise RefusedError(f"--events {events}: is the file of --out; give another name")
+    check_outputs(
+        [*given("--out", target), *given("--events", events)],
+        [
+            *given("--ticks", [*ticks, *(more or ())]),
+            *given("--model", model),
+            *given("--changes", changes),
+            *given("--also-model", also_model),
+        ],
+    )
     if also_model and changes is None:
         raise RefusedError(
             f"--also-model {also_model[0]}: without --changes nothing says where it scores"
@@ -318,6 +327,7 @@ def inject(
         float, typer.Option("--separation", help="Least seconds between an instrument's anomalies.")
     ] = 60.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Makes it repeatable.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Plant labelled anomalies in files of ticks, as consistent market events.
@@ -330,8 +340,13 @@ def inject(
     names = [kind.value for kind in AnomalyKind] if kinds is None else kinds.split(",")
     if unknown := sorted(set(names) - {kind.value for kind in AnomalyKind}):
         raise RefusedError(f"--kinds {', '.join(unknown)}: allowed are {', '.join(AnomalyKind)}")
-    if target.resolve() == labels.resolve():
-        raise RefusedError(f"--labels {labels}: is the file of --out; give another name")
+    outputs = [*given("--out", target), *given("--labels", labels)]
+    check_outputs(outputs, given("--ticks", [*ticks, *(more or ())]))
+    for one in outputs:
+        if one.path.is_file() and not overwrite:
+            raise RefusedError(
+                f"{one}: exists already; give another name, or --overwrite to replace it"
+            )
     try:
         policy = Policy(per_hour, tuple(map(AnomalyKind, names)), half, separation_s, seed)
     except ValueError as error:
@@ -384,6 +399,10 @@ def classify(
         raise RefusedError(
             f"{len(ticks)} --ticks and {len(labels)} --labels: each file of ticks has its labels"
         )
+    check_outputs(
+        given("--out", target),
+        [*given("--model", model), *given("--ticks", ticks), *given("--labels", labels)],
+    )
     check_target(target, overwrite=overwrite)
     artifact = read_artifact(model)
     if artifact.features.kind != "tick":
@@ -461,6 +480,15 @@ def evaluate(
     from training.evaluate import evaluate as run  # noqa: PLC0415
     from training.evaluation.baselines import BASELINES, HALF_SPACE  # noqa: PLC0415
 
+    check_outputs(
+        given("--out", target),
+        [
+            *given("--model", model),
+            *given("--ticks", [*ticks, *(more or ())]),
+            *given("--labels", labels),
+            *given("--train-ticks", train_ticks),
+        ],
+    )
     names = [name for name in BASELINES if not (without_river and name == HALF_SPACE)]
     request = Request(
         models=tuple(model),
