@@ -242,6 +242,23 @@ class TestRefusals:
         assert "exists already" in self.refused(desk.request(tmp_path / "report"))
         assert "does not exist" in self.refused(desk.request(tmp_path / "no" / "report"))
 
+    def test_a_report_that_another_run_made_meanwhile(
+        self, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second of two runs into one folder is refused and leaves the first one's alone."""
+        out = tmp_path / "report"
+
+        def other(_: object) -> list[Any]:
+            out.mkdir()
+            (out / "report.html").write_text("the first run's")
+            return []
+
+        monkeypatch.setattr("training.evaluate.draw", other)
+        with pytest.raises(RefusedError, match=f"--out {out}: was made by another run"):
+            evaluate(desk.request(out, baselines=()))
+        assert [path.name for path in tmp_path.iterdir()] == ["report"]
+        assert [path.read_text() for path in out.iterdir()] == ["the first run's"]
+
     def test_labels_that_are_missing_or_empty(self, desk: Desk, tmp_path: Path) -> None:
         """No such file; a file without an anomaly."""
         out = tmp_path / "report"

@@ -7,7 +7,6 @@ Reads, divides, scores, judges, draws, in that order; every step is a module of
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -501,4 +500,9 @@ def _write(out: Path, metrics: dict[str, Any], drawn: Sequence[Picture]) -> None
         (staged / METRICS).write_text(text + "\n")
         (staged / PAGE).write_text(write_page(metrics, drawn))
         staged.chmod(0o755)
-        shutil.move(staged, out)
+        try:
+            staged.rename(out)  # never into a folder that another run made meanwhile
+        except OSError as error:
+            raise RefusedError(
+                f"--out {out}: was made by another run meanwhile; give another name"
+            ) from error
