@@ -130,12 +130,16 @@ def train(
 
     Example: tapewatch train --ticks monday.dbn.zst tuesday.dbn.zst --out model
     """
-    from training.datasets import Split  # noqa: PLC0415
+    from training.datasets import MOST_GAP_S, Split  # noqa: PLC0415
     from training.train import Options  # noqa: PLC0415
     from training.train import train as run  # noqa: PLC0415
 
     files = _files(ticks, more, file_format, columns, symbol, since, until)
     _check_asked(quantile, budget, risk)
+    if not 0 <= gap_s <= MOST_GAP_S:
+        raise RefusedError(
+            f"--gap is {gap_s:g}; it must lie between 0 and {MOST_GAP_S:g} seconds (a year)"
+        )
     try:
         split = Split(
             train_fraction,
