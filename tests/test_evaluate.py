@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from detector.artifact import read_artifact
+from detector.artifact import SUMMARY, read_artifact, write_artifact
 from detector.errors import RefusedError
 from detector.features import DEFAULT, vector_spec
 from detector.offline import Files, score_files
@@ -325,14 +325,32 @@ class TestRefusals:
         """One twice; one of vectors; one trained until another time."""
         out = tmp_path / "out"
         first = desk.models[0]
-        assert "give each once" in self.refused(desk.request(out, models=(first, first)))
+        assert "once each" in self.refused(desk.request(out, models=(first, first)))
         vectors = tmp_path / "vectors"
         random_artifact(vectors, vector_spec(("x",)))
         assert "model of vectors" in self.refused(desk.request(out, models=(vectors,)))
         other = tmp_path / "other"
-        options = Options(split=replace(SPLIT, train=0.5), budget=6.0, epochs=1)
+        options = Options(split=replace(SPLIT, train=0.5), budget=1.0, epochs=1, seed=3)
         train(desk.clean.batches(DEFAULT), DEFAULT, other, options)
-        assert "another time" in self.refused(desk.request(out, models=(first, other)))
+        told = self.refused(desk.request(out, models=(first, other)))
+        for what in ("end of its training part", "--budget (1.0 against 6.0)", "epochs (1 against"):
+            assert what in told
+        assert "their seed alone" in told
+
+    def test_two_models_of_one_seed(self, desk: Desk, tmp_path: Path) -> None:
+        """Named otherwise, they are still no two seeds: a spread of nought would be no spread."""
+        first, twin = desk.models[0], tmp_path / "twin"
+        artifact = read_artifact(first)
+        write_artifact(
+            twin,
+            artifact.manifest.model_copy(update={"version": "twin"}),
+            artifact.weights,
+            artifact.tables,
+            json.loads((first / SUMMARY).read_bytes()),
+            symbols=artifact.symbols,
+        )
+        told = self.refused(desk.request(tmp_path / "out", models=(first, twin)))
+        assert f"has seed 0 as {first} has" in told
 
     def test_a_model_without_its_boundaries(self, desk: Desk, tmp_path: Path) -> None:
         """Such as one that no training wrote."""

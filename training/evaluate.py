@@ -225,23 +225,55 @@ def _read_models(folders: Sequence[Path]) -> list[_Model]:
                 "only models of ticks can be evaluated"
             )
         models.append(_Model(folder, artifact, json.loads((folder / SUMMARY).read_bytes())))
-    first = models[0]
-    for other in models[1:]:
-        same = (
-            other.artifact.features.fingerprint == first.artifact.features.fingerprint
-            and Ends.of(other.summary) == Ends.of(first.summary)
-        )
-        if not same:
-            raise RefusedError(
-                f"--model {other.folder}: was trained on other features or another time than "
-                f"{first.folder}; several models must differ by their seed alone"
-            )
-    seen: dict[str, Path] = {}
-    for one in models:
-        if (before := seen.get(one.artifact.model_hash)) is not None:
-            raise RefusedError(f"--model {one.folder}: is the model of {before}; give each once")
-        seen[one.artifact.model_hash] = one.folder
+    for number, other in enumerate(models):
+        _check_seeds(models[:number], other)
     return models
+
+
+def _check_seeds(before: Sequence[_Model], other: _Model) -> None:
+    """Refuse a model that differs from those before it by anything but its seed."""
+    for one in before:
+        if one.artifact.model_hash == other.artifact.model_hash:
+            raise RefusedError(f"--model {other.folder}: is the model of {one.folder}; once each")
+    if not before:
+        return
+    first, mine = _trained_by(before[0]), _trained_by(other)
+    if apart := [name for name in mine if mine[name] != first.get(name)]:
+        told = ", ".join(f"{name} ({mine[name]} against {first.get(name)})" for name in apart)
+        raise RefusedError(
+            f"--model {other.folder}: differs from {before[0].folder} by {told}; several models "
+            "must differ by their seed alone (tapewatch train --seed)"
+        )
+    seed = other.artifact.manifest.training.seed
+    for one in before:
+        if one.artifact.manifest.training.seed == seed:
+            raise RefusedError(
+                f"--model {other.folder}: has seed {seed} as {one.folder} has; a spread over "
+                "models needs seeds that differ (tapewatch train --seed)"
+            )
+
+
+def _trained_by(one: _Model) -> dict[str, Any]:
+    """What a model was trained on and how, in a user's words; all of it but the seed."""
+    manifest, ends = one.artifact.manifest, Ends.of(one.summary)
+    recipe = {k: v for k, v in one.summary.get("recipe", {}).items() if k != "seed"}
+    thresholds = manifest.thresholds
+    return {
+        "features": one.artifact.features.fingerprint[:12],
+        "start of its ticks": _iso(ends.first),
+        "end of its training part": _iso(ends.train_end),
+        "end of its calibration part": _iso(ends.calibration_end),
+        "gap": ends.gap_ns / NS_PER_S,
+        "instruments": ", ".join(one.summary.get("instruments", [])),
+        "fitted rows": manifest.training.train_rows,
+        "calibration rows": manifest.training.calibration_rows,
+        **{
+            f"--{name}": getattr(thresholds, name)
+            for name in ("budget", "risk", "quantile", "adapt")
+            if name != "quantile" or thresholds.method == "quantile"
+        },
+        **recipe,
+    }
 
 
 def _batches(files: Files, model: _Model) -> Iterator[TickBatch]:
