@@ -20,6 +20,7 @@ from rich.table import Table
 from detector.errors import RefusedError
 from training.demo.command import demo
 from training.halves import Half
+from training.signals import ends_in_order
 from training.targets import check_outputs, given
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 
 def register(app: typer.Typer) -> None:
     """Add the offline commands to the command line."""
-    app.command()(train)
-    app.command()(score)
-    app.command()(drift)
-    app.command()(inject)
-    app.command()(classify)
-    app.command()(evaluate)
+    app.command()(ends_in_order(train))
+    app.command()(ends_in_order(score))
+    app.command()(ends_in_order(drift))
+    app.command()(ends_in_order(inject))
+    app.command()(ends_in_order(classify))
+    app.command()(ends_in_order(evaluate))
     app.command()(demo)
     app.add_typer(model_app, name="model")
 

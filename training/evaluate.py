@@ -51,6 +51,7 @@ from training.evaluation.shipped import Shipped, run_pipeline
 from training.evaluation.stream import Bool, Stream, read_stream
 from training.evaluation.two_stage import TWO_STAGE, TwoStage, refit
 from training.labels import read_labels
+from training.scratch import scratch_folder
 from training.train import LEAST_TRAIN_ROWS
 
 SCHEMA_VERSION: Final = 1
@@ -152,12 +153,12 @@ def evaluate(request: Request, progress: Progress | None = None) -> dict[str, An
     labels = [label.planted for label in read_labels(request.labels)]
     if not labels:
         raise RefusedError(f"--labels {request.labels}: holds no anomaly; there is nothing to find")
-    with tempfile.TemporaryDirectory(prefix="tapewatch-evaluate-", dir=request.scratch) as scratch:
-        stream = _read(request.ticks, models[0], labels, Path(scratch), "ticks", progress)
+    with scratch_folder("evaluate", request.scratch) as scratch:
+        stream = _read(request.ticks, models[0], labels, scratch, "ticks", progress)
         _check_labels(request.labels, labels, stream)
         trained_on = stream
         if request.train_ticks is not None:
-            trained_on = _read(request.train_ticks, models[0], [], Path(scratch), "train", progress)
+            trained_on = _read(request.train_ticks, models[0], [], scratch, "train", progress)
         held = time_ordered(trained_on, ends)
         parts = time_ordered(stream, ends)
         _check_parts(held, parts, ends, given=request.train_ticks is not None)

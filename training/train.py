@@ -6,7 +6,6 @@ thresholds, pictures, folder: in that order.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -53,6 +52,7 @@ from training.calibrate import (
 from training.datasets import Parts, Rows, RowStore, Split, TooFewRowsError, write_rows
 from training.fit import Fitted, Recipe
 from training.report import error_histograms, training_curves
+from training.scratch import scratch_folder
 
 LEAST_TRAIN_ROWS: Final = 1_000
 LIBRARIES: Final = ("tensorflow", "keras", "numpy", "numba")
@@ -180,9 +180,9 @@ def train(
     options, progress = options or Options(), progress or Silent()
     created = created or datetime.now(UTC)
     check_target(out, overwrite=overwrite)
-    with tempfile.TemporaryDirectory(prefix="tapewatch-train-", dir=scratch) as folder:
+    with scratch_folder("train", scratch) as folder:
         progress.step("features")
-        read = _read(batches, spec, Path(folder), options, progress)
+        read = _read(batches, spec, folder, options, progress)
         parts = _split(read, options, by_instrument=spec.kind == "vector")
         detector = _detector(options)
         try:
