@@ -21,7 +21,7 @@ from detector.features import DEFAULT, vector_spec
 from detector.offline import Files, score_files
 from detector.readers import write_parquet
 from detector.synthetic import demo_market, gather, generate
-from detector.ticks import NS_PER_S
+from detector.ticks import NS_PER_S, TickBatch
 from tests.models import random_artifact
 from training.anomalies import Half, Policy, inject_files
 from training.cli import register
@@ -314,6 +314,26 @@ class TestRefusals:
             assert "no anomaly has a tick among those judged" in told
             assert not (tmp_path / "out").exists()
 
+    def test_labels_of_other_ticks(self, desk: Desk, tmp_path: Path) -> None:
+        """Instruments and times fit, but the anomalies have other numbers of ticks than stated."""
+        labels = read_labels(desk.labels)
+        other = [replace(each, ticks=each.ticks + 3 if each.ticks else 0) for each in labels]
+        write_labels(tmp_path / "other.parquet", other)
+        told = self.refused(desk.request(tmp_path / "out", labels=tmp_path / "other.parquet"))
+        assert "have other ticks than the labels state" in told
+        first = next(each for each in labels if each.ticks)
+        assert f"{first.planted.symbol} {first.planted.kind} at {first.planted.start_ns}" in told
+
+    def test_training_ticks_of_other_instruments(self, desk: Desk, tmp_path: Path) -> None:
+        """The same market under other names and numbers is not what the model was trained on."""
+        ticks = gather(desk.clean.batches(DEFAULT)).ticks.copy()
+        ticks["instrument_id"] += 1_000
+        write_parquet(tmp_path / "else.parquet", [TickBatch.from_ticks(ticks)])
+        other = Files((tmp_path / "else.parquet",))
+        told = self.refused(desk.request(tmp_path / "out", train_ticks=other))
+        assert told.startswith("--train-ticks: hold ")
+        assert f"model {desk.models[0]} was trained on" in told
+
     def test_no_ready_tick(self, desk: Desk, tmp_path: Path) -> None:
         """Too few to fill the windows, and no file at all."""
         few = replace(desk.planted, until=START + (TRAINED_S - 99) * NS_PER_S)
@@ -391,12 +411,24 @@ class TestCommand:
 
     @pytest.mark.usefixtures("undrawn")
     def test_without_json_it_prints_tables(self, desk: Desk, tmp_path: Path) -> None:
-        """What a person looks at first, and where the page is."""
+        """What a person looks at first, where the page is, and what may be wrong."""
+        first, *rest = read_labels(desk.labels)
+        labels = tmp_path / "labels.parquet"
+        write_labels(labels, [replace(first, ticks=first.ticks + 1), *rest])
+        short = tmp_path / "short.parquet"
+        write_parquet(short, replace(desk.clean, since=START + NS_PER_S).batches(DEFAULT))
         done = self.run(
             "evaluate", "--model", desk.models[0], "--ticks", *desk.planted.paths,
-            "--labels", desk.labels, "--train-ticks", *desk.clean.paths,
+            "--labels", labels, "--train-ticks", short,
             "--out", tmp_path / "report", "--no-baselines", "--no-published",
         )  # fmt: skip
         assert done.exit_code == 0, done.output
         assert "AUROC" in done.stdout
         assert "report.html" in done.stdout
+        told = done.stderr.replace("\n", " ")
+        assert "warning: --labels" in told
+        assert "1 of" in told
+        assert "warning: --train-ticks" in told
+        assert "not quite" in told
+        page = (tmp_path / "report" / PAGE).read_text()
+        assert page.count("Warning: --") == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -398,7 +398,7 @@ def classify(
     from detector.artifact import check_target, read_artifact  # noqa: PLC0415
     from detector.offline import Files  # noqa: PLC0415
     from training.classify import add_head, episodes_of, fit_head  # noqa: PLC0415
-    from training.labels import read_labels  # noqa: PLC0415
+    from training.labels import TickCount, read_labels  # noqa: PLC0415
 
     if len(ticks) != len(labels):
         raise RefusedError(
@@ -412,12 +412,16 @@ def classify(
     artifact = read_artifact(model)
     if artifact.features.kind != "tick":
         raise RefusedError(f"--model {model}: is of vectors; anomalies are planted in ticks")
-    episodes = []
+    episodes, warnings = [], []
     with _bars() as bars:
         for path, label_path in zip(ticks, labels, strict=True):
             tell = partial(bars.advance, bars.add_task(path.name, total=None))
-            batches = Files((path,)).batches(artifact.features)
-            episodes += episodes_of(artifact, batches, read_labels(label_path), tell)
+            stated = read_labels(label_path)
+            counted = TickCount(stated)
+            batches = counted.passing(Files((path,)).batches(artifact.features))
+            episodes += episodes_of(artifact, batches, stated, tell)
+            warnings.append(counted.check(label_path))
+    _warn(told for told in warnings if told is not None)
     fitted = fit_head(episodes)
     named = add_head(model, target, fitted, version=version, overwrite=overwrite)
     if as_json:
@@ -511,16 +515,19 @@ def evaluate(
     )
     with _bars() as bars:
         metrics = run(request, _StepBars(bars))
+    _warn(metrics["warnings"])
     if as_json:
         _print_json({"out": str(target), **metrics})
         return
-    from training.evaluation.tables import summary  # noqa: PLC0415
+    from training.evaluation.tables import summary, without_thresholds  # noqa: PLC0415
 
     for title, head, rows in summary(metrics):
         table = Table(*head, box=None, title=title, title_justify="left")
         for row in rows:
             table.add_row(*row)
         out.print(table, highlight=False)
+    for told in without_thresholds(metrics):
+        out.print(told, highlight=False, markup=False, soft_wrap=True)
     out.print(f"{target}/report.html, {target}/metrics.json", highlight=False, soft_wrap=True)
 
 
@@ -746,6 +753,11 @@ def _summary_of(folder: Path, artifact: Artifact) -> dict[str, Any]:
         "manifest": artifact.manifest.model_dump(mode="json"),
         "summary": json.loads((folder / SUMMARY).read_bytes()),
     }
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for told in warnings:
+        err.print(f"warning: {told}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _print_json(value: object) -> None:

@@ -50,7 +50,7 @@ from training.evaluation.protocols import (
 from training.evaluation.shipped import Shipped, run_pipeline
 from training.evaluation.stream import Bool, Stream, read_stream
 from training.evaluation.two_stage import TWO_STAGE, TwoStage, refit
-from training.labels import read_labels
+from training.labels import TickCount, read_labels
 from training.scratch import scratch_folder
 from training.train import LEAST_TRAIN_ROWS
 
@@ -150,19 +150,24 @@ def evaluate(request: Request, progress: Progress | None = None) -> dict[str, An
         )
     models = _read_models(request.models)
     ends = Ends.of(models[0].summary)
-    labels = [label.planted for label in read_labels(request.labels)]
+    stated = read_labels(request.labels)
+    labels, counted = [label.planted for label in stated], TickCount(stated)
     if not labels:
         raise RefusedError(f"--labels {request.labels}: holds no anomaly; there is nothing to find")
     with scratch_folder("evaluate", request.scratch) as scratch:
-        stream = _read(request.ticks, models[0], labels, scratch, "ticks", progress)
+        stream = _read(request.ticks, models[0], labels, scratch, "ticks", progress, counted)
         _check_labels(request.labels, labels, stream)
+        warnings = [counted.check(request.labels)]
         trained_on = stream
         if request.train_ticks is not None:
             trained_on = _read(request.train_ticks, models[0], [], scratch, "train", progress)
+            _check_trained_on(models[0], trained_on)
         held = time_ordered(trained_on, ends)
         parts = time_ordered(stream, ends)
         _check_parts(held, parts, ends, given=request.train_ticks is not None)
         _check_judged(request.labels, labels, stream, parts)
+        if request.train_ticks is not None:
+            warnings.append(_other_rows(models[0], held))
         runs, first, shipped = _time_ordered(
             request, models, trained_on, held, stream, parts, progress
         )
@@ -174,6 +179,7 @@ def evaluate(request: Request, progress: Progress | None = None) -> dict[str, An
             "ticks": [path.name for path in request.ticks.paths],
             "train_ticks": [path.name for path in (request.train_ticks or request.ticks).paths],
             "labels": request.labels.name,
+            "warnings": [told for told in warnings if told is not None],
             "instruments": [stream.names[key] for key in sorted(stream.names)],
             "time_ordered": {
                 "parts": _part_facts(held, stream, parts, ends, models[0]),
@@ -255,7 +261,7 @@ def _check_seeds(before: Sequence[_Model], other: _Model) -> None:
 
 
 def _trained_by(one: _Model) -> dict[str, Any]:
-    """What a model was trained on and how, in a user's words; all of it but the seed."""
+    """Say what a model was trained on and how, in a user's words; all of it but the seed."""
     manifest, ends = one.artifact.manifest, Ends.of(one.summary)
     recipe = {k: v for k, v in one.summary.get("recipe", {}).items() if k != "seed"}
     thresholds = manifest.thresholds
@@ -277,8 +283,8 @@ def _trained_by(one: _Model) -> dict[str, Any]:
     }
 
 
-def _batches(files: Files, model: _Model) -> Iterator[TickBatch]:
-    for batch in files.batches(model.artifact.features):
+def _batches(files: Files, model: _Model, counted: TickCount) -> Iterator[TickBatch]:
+    for batch in counted.passing(files.batches(model.artifact.features)):
         if isinstance(batch, TickBatch):
             yield batch
 
@@ -290,12 +296,17 @@ def _read(
     scratch: Path,
     name: str,
     progress: Progress,
+    counted: TickCount | None = None,
 ) -> Stream:
     progress.start(f"features of {name}", None)
     folder = scratch / name
     folder.mkdir()
     stream = read_stream(
-        _batches(files, model), model.artifact.features, folder, labels, progress.advance
+        _batches(files, model, counted or TickCount([])),
+        model.artifact.features,
+        folder,
+        labels,
+        progress.advance,
     )
     if not len(stream):
         option = "--ticks" if name == "ticks" else "--train-ticks"
@@ -317,6 +328,32 @@ def _check_labels(path: Path, labels: Sequence[Planted], stream: Stream) -> None
             f"but --ticks hold {', '.join(sorted(stream.names.values()))}; give the labels that "
             "were written with these ticks"
         )
+
+
+def _check_trained_on(model: _Model, stream: Stream) -> None:
+    """Refuse training ticks of which no instrument is the model's, by key or by name."""
+    artifact = model.artifact
+    keys = {*artifact.symbols, *artifact.tables["keys"].tolist()}
+    names = set(model.summary.get("instruments", []))
+    found = stream.names
+    if not (keys & set(found) or names & set(found.values())):
+        raise RefusedError(
+            f"--train-ticks: hold {', '.join(sorted(found.values()))}, but model {model.folder} "
+            f"was trained on {', '.join(sorted(names)) or 'others'}; give the files of its training"
+        )
+
+
+def _other_rows(model: _Model, held: Parts) -> str | None:
+    """Warn where the training ticks are not the rows that the model states."""
+    training = model.artifact.manifest.training
+    fitted, calibrated = int(held.fit.sum()), int(held.calibration.sum())
+    if (fitted, calibrated) == (training.train_rows, training.calibration_rows):
+        return None
+    return (
+        f"--train-ticks: {fitted:,} rows to fit and {calibrated:,} to calibrate, but the model "
+        f"states {training.train_rows:,} and {training.calibration_rows:,}: these are not quite "
+        "the ticks it was trained on, and baselines and thresholds come from other rows than its"
+    )
 
 
 def _check_parts(held: Parts, parts: Parts, ends: Ends, *, given: bool) -> None:
