@@ -16,7 +16,7 @@ from detector.ticks import NS_PER_S
 from training.evaluation import charts, page, tables
 from training.evaluation.alarm_pictures import confusion, samples
 from training.evaluation.episodes import Episodes, verdicts
-from training.evaluation.model_pictures import TOP_FEATURES, residual_map, training_curves
+from training.evaluation.model_pictures import TOP_FEATURES, _ticks, residual_map, training_curves
 from training.evaluation.operating import Judged, Trial
 from training.evaluation.two_stage import STAGE1, TWO_STAGE
 
@@ -62,6 +62,13 @@ def test_reasons_for_dashes_are_told_once() -> None:
     told = tables.without_thresholds({"time_ordered": {"runs": runs}})
     assert told == ["no thresholds for 6 an hour, frozen; 6 an hour, adaptive: too short"]
     assert tables.without_thresholds({"time_ordered": {"runs": []}}) == []
+
+
+@pytest.mark.parametrize("ends", [(0.9, 1.6), (1.1, 1.9), (0.5, 6.0), (2.0, 70.0), (1e-3, 50.0)])
+def test_an_axis_of_errors_has_several_labels(ends: tuple[float, float]) -> None:
+    """However narrow: one power of ten alone says nothing of the scale."""
+    inside = [tick for tick in _ticks(*ends).tick_values(*ends) if ends[0] <= tick <= ends[1]]
+    assert len(inside) >= 3
 
 
 def test_training_curves_of_one_net_and_of_several() -> None:
