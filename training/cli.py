@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,7 +26,7 @@ from training.signals import ends_in_order
 from training.targets import check_outputs, given
 
 if TYPE_CHECKING:
-    from detector.artifact import Artifact
+    from detector.artifact import Architecture, Artifact
     from detector.offline import Files
 
 
@@ -39,6 +41,11 @@ class VariationalStages(StrEnum):
 
 MOST_BUDGET: Final = 1e6
 """Alarms an instrument-hour; also where NaN and infinity end."""
+
+MOST_ABSENT: Final = 0.5
+"""Share of ticks without a bid or ask above which a training warns."""
+
+NAME_OF_MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}")
 
 out = Console()
 err = Console(stderr=True)
@@ -136,6 +143,7 @@ def train(
     from training.train import train as run  # noqa: PLC0415
 
     files = _files(ticks, more, file_format, columns, symbol, since, until)
+    _check_version(version)
     _check_asked(quantile, budget, risk)
     if not 0 <= gap_s <= MOST_GAP_S:
         raise RefusedError(
@@ -175,6 +183,7 @@ def train(
             scratch=scratch,
         )
     facts = _summary_of(model, artifact)
+    _warn(_absent_sides(facts["summary"]))
     if as_json:
         _print_json(facts)
         return
@@ -188,6 +197,7 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
+    _print_dropped(facts["summary"]["dropped"], facts["summary"]["ticks"])
     out.print("pictures: training_curves.png, error_histograms.png", highlight=False)
 
 
@@ -262,6 +272,7 @@ def score(
         highlight=False,
         soft_wrap=True,
     )
+    _print_dropped(done.dropped, done.rows)
 
 
 def drift(
@@ -286,13 +297,15 @@ def drift(
     artifact = read_artifact(model)
     columns = ",".join(artifact.features.columns) or None
     files = _files(ticks, more, file_format, columns, symbol, since, until)
+    dropped = Counter[str]()
     with _bars() as bars:
         task = bars.add_task("ticks", total=None)
-        found = drift_of_files(artifact, files, lambda n: bars.advance(task, n))
+        found = drift_of_files(artifact, files, lambda n: bars.advance(task, n), dropped)
     if as_json:
         _print_json(
             {
                 "rows": found.rows,
+                "dropped": dict(dropped),
                 "score_psi": found.score,
                 "features_moved": found.moved,
                 "feature_psi": dict(found.top(len(found.names))),
@@ -308,6 +321,7 @@ def drift(
         table.add_row(name, f"{index:.3f}", verdict(index))
     out.print(table, highlight=False)
     out.print(f"{found.moved} of {len(found.names)} features moved", highlight=False)
+    _print_dropped(dropped, None)
 
 
 def inject(
@@ -344,7 +358,8 @@ def inject(
 
     names = [kind.value for kind in AnomalyKind] if kinds is None else kinds.split(",")
     if unknown := sorted(set(names) - {kind.value for kind in AnomalyKind}):
-        raise RefusedError(f"--kinds {', '.join(unknown)}: allowed are {', '.join(AnomalyKind)}")
+        told = ", ".join(each or "''" for each in unknown)
+        raise RefusedError(f"--kinds {told}: allowed are {', '.join(AnomalyKind)}")
     outputs = [*given("--out", target), *given("--labels", labels)]
     check_outputs(outputs, given("--ticks", [*ticks, *(more or ())]))
     for one in outputs:
@@ -400,6 +415,7 @@ def classify(
     from training.classify import add_head, episodes_of, fit_head  # noqa: PLC0415
     from training.labels import TickCount, read_labels  # noqa: PLC0415
 
+    _check_version(version)
     if len(ticks) != len(labels):
         raise RefusedError(
             f"{len(ticks)} --ticks and {len(labels)} --labels: each file of ticks has its labels"
@@ -551,6 +567,7 @@ def model_show(
         ("", {"version": artifact.version, "hash": artifact.model_hash}),
         ("features", {"fingerprint": manifest.features.fingerprint}),
         ("architecture", manifest.architecture.model_dump()),
+        ("", {"numbers in a latent": _latent_told(manifest.architecture)}),
         ("", {"multiply-adds a row": f"{manifest.architecture.sizes.multiply_adds:,}"}),
         ("score", manifest.score.model_dump()),
         ("thresholds", manifest.thresholds.model_dump()),
@@ -623,6 +640,19 @@ def model_sign(
         _print_json({"signature": str(path)})
     else:
         out.print(f"{path}: written", highlight=False, soft_wrap=True)
+
+
+def _latent_told(sizes: Architecture) -> str:
+    """Say how many numbers a written latent has: those of all members, side by side."""
+    return f"{sizes.members * sizes.latent} = {sizes.members} members x {sizes.latent}"
+
+
+def _check_version(version: str | None) -> None:
+    if version is not None and not NAME_OF_MODEL.fullmatch(version):
+        raise RefusedError(
+            f"--version {version!r}: a name begins with a letter or digit, then come at most 99 "
+            "letters, digits and . _ : + -; leave it out for one made from the time"
+        )
 
 
 def _check_asked(quantile: float | None, budget: float | None, risk: float | None) -> None:
@@ -722,13 +752,17 @@ def _files(
 
     if file_format is not None and file_format not in FORMATS:
         raise RefusedError(f"--format {file_format}: allowed are {', '.join(FORMATS)}")
+    first = None if since is None else _time_ns(since, "--from")
+    last = None if until is None else _time_ns(until, "--until")
+    if first is not None and last is not None and first >= last:
+        raise RefusedError(f"--from {since} is not before --until {until}: no tick lies between")
     return Files(
         paths=(*ticks, *(more or ())),
         format=next((known for known in FORMATS if known == file_format), None),
         symbol=symbol,
         columns=None if columns is None else tuple(columns.split(",")),
-        since=None if since is None else _time_ns(since, "--from"),
-        until=None if until is None else _time_ns(until, "--until"),
+        since=first,
+        until=last,
     )
 
 
@@ -753,6 +787,28 @@ def _summary_of(folder: Path, artifact: Artifact) -> dict[str, Any]:
         "manifest": artifact.manifest.model_dump(mode="json"),
         "summary": json.loads((folder / SUMMARY).read_bytes()),
     }
+
+
+def _print_dropped(dropped: Mapping[str, int], ticks: int | None) -> None:
+    """Say how many ticks were dropped and why; nothing where none was."""
+    if dropped:
+        of = "" if ticks is None else f" of {ticks:,}"
+        reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(dropped.items()))
+        out.print(
+            f"dropped{of} ticks: {reasons} (docs/features.md says when)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _absent_sides(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Warn of a side of the book that most of the ticks did not have."""
+    for side, count in summary["ticks_without"].items():
+        if count > MOST_ABSENT * summary["ticks"]:
+            yield (
+                f"--ticks: the {side} is missing or zero in {count:,} of {summary['ticks']:,} "
+                "ticks; nothing of it is learned, and the model is blind to that side of the book"
+            )
 
 
 def _warn(warnings: Iterable[str]) -> None:

@@ -38,7 +38,7 @@ from detector.model import TwoStageModel
 from detector.pipeline import count_quality
 from detector.symbols import SymbolMap
 from detector.thresholds import Thresholds, TooFewScoresError
-from detector.ticks import NS_PER_S, Batch
+from detector.ticks import NS_PER_S, UNDEFINED_PRICE, Batch, TickBatch
 from training.autoencoder import TwoStageDetector
 from training.calibrate import (
     Ask,
@@ -134,6 +134,7 @@ class _Read:
     symbols: dict[int, str]
     ticks: int
     dropped: dict[str, int]
+    one_sided: dict[str, int]
 
 
 def train(
@@ -241,11 +242,18 @@ def _read(
     progress: Progress,
 ) -> _Read:
     symbols, dropped, keys = SymbolMap(), Counter[str](), set[int]()
+    one_sided = Counter[str]()
     ticks = 0
+
+    def looked_at() -> Iterator[Batch]:
+        for batch in batches:
+            if isinstance(batch, TickBatch):
+                one_sided.update(_absent_sides(batch))
+            yield batch
 
     def counted() -> Iterator[FeatureBlock]:
         nonlocal ticks
-        for block in feature_blocks(batches, spec, options.max_instruments, symbols):
+        for block in feature_blocks(looked_at(), spec, options.max_instruments, symbols):
             ticks += len(block)
             keys.update(np.unique(block.keys[block.ready]).tolist())
             dropped.update(count_quality([block.quality])[0])
@@ -254,7 +262,21 @@ def _read(
     store = write_rows(counted(), folder, len(spec.names), progress.features)
     names = {key: symbols.name(key) for key in sorted(keys)}
     known = {key: name for key, name in symbols.known().items() if key in keys}
-    return _Read(store, names, known, ticks, dict(dropped))
+    return _Read(store, names, known, ticks, dict(dropped), dict(one_sided))
+
+
+def _absent_sides(batch: TickBatch) -> dict[str, int]:
+    """Count ticks whose bid or ask is missing or zero: its price or its size."""
+    return {
+        side: int(
+            np.count_nonzero(
+                (batch.ticks[f"{side}_px"] == UNDEFINED_PRICE)
+                | (batch.ticks[f"{side}_px"] == 0)
+                | (batch.ticks[f"{side}_sz"] == 0)
+            )
+        )
+        for side in ("bid", "ask")
+    }
 
 
 def _split(read: _Read, options: Options, *, by_instrument: bool) -> Parts:
@@ -375,6 +397,7 @@ def _summary(
         "ticks": read.ticks,
         "ready": len(read.store),
         "dropped": read.dropped,
+        "ticks_without": read.one_sided,
         "instruments": list(read.names.values()),
         "parts": {
             "boundaries": {
