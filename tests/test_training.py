@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -167,7 +168,8 @@ class TestRowsOnDisk:
         assert sum(i >= 500 for i in trained) == pytest.approx(600, abs=2)
 
     @pytest.mark.parametrize(
-        ("train_share", "calibration", "gap"), [(0.0, 0.2, 1), (0.9, 0.2, 1), (0.6, 0.2, -1)]
+        ("train_share", "calibration", "gap"),
+        [(0.0, 0.2, 1), (0.9, 0.2, 1), (0.6, 0.2, -1), (0.6, 0.2, math.inf), (0.6, 0.2, math.nan)],
     )
     def test_impossible_splits_are_refused(
         self, train_share: float, calibration: float, gap: float
@@ -738,8 +740,7 @@ class TestCommands:
             ),
             (["train", "--ticks", "{f}", "--out", "{d}", "--train-fraction", "2"], "train is 2.0"),
             (["train", "--ticks", "{f}", "--out", "{d}/m", "--gap", "inf"], "--gap is inf"),
-            (["train", "--ticks", "{f}", "--out", "{d}/m", "--gap", "nan"], "--gap is nan"),
-            (["train", "--ticks", "{f}", "--out", "{d}/m", "--gap", "1e30"], "--gap is 1e+30"),
+            (["train", "--ticks", "{f}", "--out", "{d}/m", "--gap", "4e7"], "--gap is 4e[+]07"),
             (["train", "--ticks", "{f}", "--out", "{d}/m", "--version", ""], "--version ''"),
             (
                 ["train", "--ticks", "{f}", "--out", "{d}/m", "--version", "../x"],

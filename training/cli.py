@@ -147,7 +147,7 @@ def train(
     _check_asked(quantile, budget, risk)
     if not 0 <= gap_s <= MOST_GAP_S:
         raise RefusedError(
-            f"--gap is {gap_s:g}; it must lie between 0 and {MOST_GAP_S:g} seconds (a year)"
+            f"--gap is {gap_s:g}; it must lie between 0 and {MOST_GAP_S:,.0f} seconds (a year)"
         )
     try:
         split = Split(
