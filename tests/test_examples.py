@@ -66,7 +66,7 @@ def test_classifier_says_what_a_score_file_lacks(model: Path, tape: Tape, tmp_pa
         ((scores, labels), "tapewatch score --latent"),
         ((scores, tmp_path / "none"), "none: no such file"),
         ((tmp_path / "none", labels), "none: no such file"),
-        ((labels, scores), "column kind is missing"),
+        ((labels, scores), "column symbol is dictionary"),
         ((scores,), "give a score file and its labels"),
     ):
         done = example("latent_classifier.py", *given)
