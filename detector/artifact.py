@@ -378,7 +378,7 @@ def write_artifact(
         SYMBOLS: write_symbols(symbols or {}),
         **(pictures or {}),
     }
-    return _write(folder, manifest, contents)
+    return _write(folder, manifest, contents, overwrite=overwrite)
 
 
 def write_with_head(
@@ -407,10 +407,12 @@ def write_with_head(
     }
     arrays = {name: np.ascontiguousarray(getattr(head, name)) for name in HEAD_ARRAYS}
     contents[HEAD] = safetensors.numpy.save(arrays)
-    return _write(folder, manifest, contents)
+    return _write(folder, manifest, contents, overwrite=overwrite)
 
 
-def _write(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Artifact:
+def _write(
+    folder: Path, manifest: Manifest, contents: Mapping[str, bytes], *, overwrite: bool
+) -> Artifact:
     """Write the files and the manifest that lists them, read them back, move them into place."""
     files = {
         name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
@@ -425,7 +427,7 @@ def _write(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> A
         _write_durably(staged / MANIFEST, _json_bytes(complete.model_dump(mode="json")))
         staged.chmod(0o755)  # mkdtemp makes it private; the daemon is often another user
         artifact = read_artifact(staged)
-        _replace(folder, staged)
+        _replace(folder, staged, overwrite=overwrite)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -752,12 +754,17 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _replace(folder: Path, staged: Path) -> None:
+def _replace(folder: Path, staged: Path, *, overwrite: bool) -> None:
     """Move the finished folder into place; an old one goes only once its successor stands."""
-    if folder.exists():
+    if overwrite and folder.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
         folder.rename(old / folder.name)
         staged.rename(folder)
         shutil.rmtree(old)
     else:
-        staged.rename(folder)
+        try:
+            staged.rename(folder)
+        except OSError as error:
+            raise ArtifactError(
+                f"{folder}: was made by another run meanwhile; give another folder"
+            ) from error

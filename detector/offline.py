@@ -186,7 +186,7 @@ def score_files(
     Raises
     ------
     RefusedError
-        The files or the models cannot be used.
+        The files or the models cannot be used, or hold no tick.
     """
     symbols = SymbolMap()
     spec = replace(pipeline_spec or PipelineSpec(), latent=latent)
@@ -212,6 +212,10 @@ def score_files(
                 rows["anomalies"] += int(np.count_nonzero(scores.anomaly))
                 if tell is not None:
                     tell(len(block))
+        if not rows["rows"]:  # within the contexts: no empty file takes its name
+            raise RefusedError(
+                "--ticks: hold no tick to score; give files with ticks, or a wider --from, --until"
+            )
     return ScoreSummary(
         rows["rows"],
         rows["ready"],
@@ -222,9 +226,23 @@ def score_files(
 
 
 def drift_of_files(
-    artifact: Artifact, files: Files, tell: Callable[[int], None] | None = None
+    artifact: Artifact,
+    files: Files,
+    tell: Callable[[int], None] | None = None,
+    dropped: Counter[str] | None = None,
 ) -> Drift:
     """Compare every ready tick of files with the model's reference, through the pipeline.
+
+    Parameters
+    ----------
+    artifact
+        The model.
+    files
+        What to read.
+    tell
+        Called with the number of ticks after each batch.
+    dropped
+        Takes the number of ticks that were dropped, by reason.
 
     Raises
     ------
@@ -236,6 +254,8 @@ def drift_of_files(
     for batch in files.batches(artifact.features):
         outcome = pipeline.process(batch)
         ready += int(np.count_nonzero(outcome.blocks[0].ready))
+        if dropped is not None:
+            dropped.update(outcome.dropped)
         if tell is not None:
             tell(len(batch))
     found = pipeline.drift()

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from detector.errors import RefusedError
 from detector.features import DEFAULT
 from detector.planting import plan
 from detector.scripts import AnomalyKind
@@ -64,7 +66,13 @@ def made(seed: int = 0) -> tuple[Latent, Int64, Int64]:
 
 def read(scores: Path, labels: Path) -> tuple[Latent, Int64, Int64]:
     """Return the same from a score file with latents and a file of labels."""
-    table = pq.read_table(scores)
+    if not scores.is_file():
+        sys.exit(f"{scores}: no such file; write it with `tapewatch score --latent`")
+    try:
+        planted = [label.planted for label in read_labels(labels)]
+        table = pq.read_table(scores)
+    except (RefusedError, pa.ArrowException) as error:
+        sys.exit(f"{error}")
     names = [name for name in table.schema.names if name.startswith("latent_")]
     if not names:
         sys.exit(f"{scores}: no latent_ columns; write it with `tapewatch score --latent`")
@@ -73,15 +81,22 @@ def read(scores: Path, labels: Path) -> tuple[Latent, Int64, Int64]:
     ts = table["ts_event"].to_numpy().astype(np.int64)
     publisher, instrument = (table[f"{name}_id"].to_numpy() for name in ("publisher", "instrument"))
     keys = (publisher.astype(np.int64) << 32) | instrument.astype(np.int64)
-    planted = [label.planted for label in read_labels(labels)]
     return latent, ts, tick_labels(keys, ts, planted).kind.astype(np.int64)
 
 
 def main(*files: str) -> None:
     """Train on the first half of the time, test on the second, and say what came of it."""
+    if len(files) not in (0, 2):
+        sys.exit("give a score file and its labels, or nothing")
     latent, ts, kind = read(*map(Path, files)) if files else made()
-    first = ts < np.median(ts[kind > 0])
     planted = kind > 0
+    if not planted.any():
+        sys.exit("no scored tick lies in a labelled anomaly: these are labels of other ticks")
+    first = ts < np.median(ts[planted])
+    if len(np.unique(kind[first & planted])) < 2 or not (~first & planted).any():
+        sys.exit(
+            "the first half of the anomalies must hold two kinds, the second half at least one"
+        )
     model = make_pipeline(
         StandardScaler(), LogisticRegression(max_iter=1_000, class_weight="balanced")
     )
@@ -102,4 +117,4 @@ def main(*files: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:])

@@ -353,3 +353,21 @@ def test_model_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> Non
     with pytest.raises(ArtifactError, match="scale holds NaN"):
         write_artifact(tmp_path / "m", **contents)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_another_run_made_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check of the target and the renaming: refused, and nothing is left behind."""
+    read = module.read_artifact
+
+    def other(staged: Path) -> object:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "manifest.json").write_text("the first run's")
+        return read(staged)
+
+    monkeypatch.setattr(module, "read_artifact", other)
+    with pytest.raises(ArtifactError, match="m: was made by another run meanwhile"):
+        write_artifact(tmp_path / "m", **folder_contents())
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert (tmp_path / "m" / "manifest.json").read_text() == "the first run's"

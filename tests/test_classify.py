@@ -30,6 +30,7 @@ from training.classify import (
     Episode,
     FittedHead,
     TooFewEpisodesError,
+    add_head,
     episodes_of,
     fit_head,
     macro_f1,
@@ -196,7 +197,9 @@ def test_labels_that_no_alarm_lies_in_are_named_as_the_reason(episodes: list[Epi
             fit_head(given)
 
 
-def test_command_writes_a_copy_with_a_head(artifact: Artifact, tmp_path: Path) -> None:
+def test_command_writes_a_copy_with_a_head(
+    artifact: Artifact, fitted: FittedHead, tmp_path: Path
+) -> None:
     """`classify` reads ticks and labels from files and tells what it trained on."""
     planted = lessons(1)
     write_parquet(tmp_path / "ticks.parquet", ticks_with(planted))
@@ -218,6 +221,15 @@ def test_command_writes_a_copy_with_a_head(artifact: Artifact, tmp_path: Path) -
         named, Files((tmp_path / "ticks.parquet",)).batches(DEFAULT), labels_of(planted)
     )
     assert sum(name_of(named.head, each.inputs) == each.kind for each in found) > 20
+    assert named.version == f"{artifact.version}-named"
+    twice = add_head(tmp_path / "named", tmp_path / "twice", fitted)
+    assert twice.version == named.version
+    other = [replace(each, ticks=5) for each in labels_of(planted)]
+    write_labels(tmp_path / "other.parquet", other)
+    wrong = [*arguments[:4], tmp_path / "other", *arguments[5:-1], tmp_path / "other.parquet"]
+    refused = CliRunner().invoke(app, [str(each) for each in wrong]).exception
+    assert isinstance(refused, RefusedError)
+    assert "have other ticks than the labels state" in str(refused)
     again = CliRunner().invoke(app, [str(each) for each in [*arguments, "--labels", "more"]])
     assert isinstance(again.exception, RefusedError)
 

@@ -15,13 +15,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from detector.artifact import read_artifact
+from detector.artifact import SUMMARY, read_artifact, write_artifact
 from detector.errors import RefusedError
 from detector.features import DEFAULT, vector_spec
 from detector.offline import Files, score_files
 from detector.readers import write_parquet
 from detector.synthetic import demo_market, gather, generate
-from detector.ticks import NS_PER_S
+from detector.ticks import NS_PER_S, TickBatch
 from tests.models import random_artifact
 from training.anomalies import Half, Policy, inject_files
 from training.cli import register
@@ -242,6 +242,23 @@ class TestRefusals:
         assert "exists already" in self.refused(desk.request(tmp_path / "report"))
         assert "does not exist" in self.refused(desk.request(tmp_path / "no" / "report"))
 
+    def test_a_report_that_another_run_made_meanwhile(
+        self, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second of two runs into one folder is refused and leaves the first one's alone."""
+        out = tmp_path / "report"
+
+        def other(_: object) -> list[Any]:
+            out.mkdir()
+            (out / "report.html").write_text("the first run's")
+            return []
+
+        monkeypatch.setattr("training.evaluate.draw", other)
+        with pytest.raises(RefusedError, match=f"--out {out}: was made by another run"):
+            evaluate(desk.request(out, baselines=()))
+        assert [path.name for path in tmp_path.iterdir()] == ["report"]
+        assert [path.read_text() for path in out.iterdir()] == ["the first run's"]
+
     def test_labels_that_are_missing_or_empty(self, desk: Desk, tmp_path: Path) -> None:
         """No such file; a file without an anomaly."""
         out = tmp_path / "report"
@@ -297,6 +314,26 @@ class TestRefusals:
             assert "no anomaly has a tick among those judged" in told
             assert not (tmp_path / "out").exists()
 
+    def test_labels_of_other_ticks(self, desk: Desk, tmp_path: Path) -> None:
+        """Instruments and times fit, but the anomalies have other numbers of ticks than stated."""
+        labels = read_labels(desk.labels)
+        other = [replace(each, ticks=each.ticks + 3 if each.ticks else 0) for each in labels]
+        write_labels(tmp_path / "other.parquet", other)
+        told = self.refused(desk.request(tmp_path / "out", labels=tmp_path / "other.parquet"))
+        assert "have other ticks than the labels state" in told
+        first = next(each for each in labels if each.ticks)
+        assert f"{first.planted.symbol} {first.planted.kind} at {first.planted.start_ns}" in told
+
+    def test_training_ticks_of_other_instruments(self, desk: Desk, tmp_path: Path) -> None:
+        """The same market under other names and numbers is not what the model was trained on."""
+        ticks = gather(desk.clean.batches(DEFAULT)).ticks.copy()
+        ticks["instrument_id"] += 1_000
+        write_parquet(tmp_path / "else.parquet", [TickBatch.from_ticks(ticks)])
+        other = Files((tmp_path / "else.parquet",))
+        told = self.refused(desk.request(tmp_path / "out", train_ticks=other))
+        assert told.startswith("--train-ticks: hold ")
+        assert f"model {desk.models[0]} was trained on" in told
+
     def test_no_ready_tick(self, desk: Desk, tmp_path: Path) -> None:
         """Too few to fill the windows, and no file at all."""
         few = replace(desk.planted, until=START + (TRAINED_S - 99) * NS_PER_S)
@@ -308,14 +345,32 @@ class TestRefusals:
         """One twice; one of vectors; one trained until another time."""
         out = tmp_path / "out"
         first = desk.models[0]
-        assert "give each once" in self.refused(desk.request(out, models=(first, first)))
+        assert "once each" in self.refused(desk.request(out, models=(first, first)))
         vectors = tmp_path / "vectors"
         random_artifact(vectors, vector_spec(("x",)))
         assert "model of vectors" in self.refused(desk.request(out, models=(vectors,)))
         other = tmp_path / "other"
-        options = Options(split=replace(SPLIT, train=0.5), budget=6.0, epochs=1)
+        options = Options(split=replace(SPLIT, train=0.5), budget=1.0, epochs=1, seed=3)
         train(desk.clean.batches(DEFAULT), DEFAULT, other, options)
-        assert "another time" in self.refused(desk.request(out, models=(first, other)))
+        told = self.refused(desk.request(out, models=(first, other)))
+        for what in ("end of its training part", "--budget (1.0 against 6.0)", "epochs (1 against"):
+            assert what in told
+        assert "their seed alone" in told
+
+    def test_two_models_of_one_seed(self, desk: Desk, tmp_path: Path) -> None:
+        """Named otherwise, they are still no two seeds: a spread of nought would be no spread."""
+        first, twin = desk.models[0], tmp_path / "twin"
+        artifact = read_artifact(first)
+        write_artifact(
+            twin,
+            artifact.manifest.model_copy(update={"version": "twin"}),
+            artifact.weights,
+            artifact.tables,
+            json.loads((first / SUMMARY).read_bytes()),
+            symbols=artifact.symbols,
+        )
+        told = self.refused(desk.request(tmp_path / "out", models=(first, twin)))
+        assert f"has seed 0 as {first} has" in told
 
     def test_a_model_without_its_boundaries(self, desk: Desk, tmp_path: Path) -> None:
         """Such as one that no training wrote."""
@@ -356,12 +411,24 @@ class TestCommand:
 
     @pytest.mark.usefixtures("undrawn")
     def test_without_json_it_prints_tables(self, desk: Desk, tmp_path: Path) -> None:
-        """What a person looks at first, and where the page is."""
+        """What a person looks at first, where the page is, and what may be wrong."""
+        first, *rest = read_labels(desk.labels)
+        labels = tmp_path / "labels.parquet"
+        write_labels(labels, [replace(first, ticks=first.ticks + 1), *rest])
+        short = tmp_path / "short.parquet"
+        write_parquet(short, replace(desk.clean, since=START + NS_PER_S).batches(DEFAULT))
         done = self.run(
             "evaluate", "--model", desk.models[0], "--ticks", *desk.planted.paths,
-            "--labels", desk.labels, "--train-ticks", *desk.clean.paths,
+            "--labels", labels, "--train-ticks", short,
             "--out", tmp_path / "report", "--no-baselines", "--no-published",
         )  # fmt: skip
         assert done.exit_code == 0, done.output
         assert "AUROC" in done.stdout
         assert "report.html" in done.stdout
+        told = done.stderr.replace("\n", " ")
+        assert "warning: --labels" in told
+        assert "1 of" in told
+        assert "warning: --train-ticks" in told
+        assert "not quite" in told
+        page = (tmp_path / "report" / PAGE).read_text()
+        assert page.count("Warning: --") == 2

@@ -106,6 +106,18 @@ def test_the_delay_is_from_the_anomalys_start() -> None:
     assert facts["types"]["layering"]["recall"] == 1.0
 
 
+def test_masked_anomalies_and_masked_episodes_are_counted_apart() -> None:
+    """Two episodes mask one anomaly: one of `masked`, two of its instrument's `masked_episodes`."""
+    found, anomalies = timeline("..!.oo......")
+    facts = judge_episodes(
+        found, verdicts(found, anomalies), anomalies, np.full(12, 10), times(np.arange(12) * 20),
+        {10: "AAA"},
+    )  # fmt: skip
+    assert facts["masked"] == facts["types"]["layering"]["masked"] == 1
+    assert facts["instruments"]["AAA"]["masked_episodes"] == 2
+    assert "masked" not in facts["instruments"]["AAA"]
+
+
 def test_recall_is_a_mean_over_types_and_not_over_anomalies() -> None:
     """One type with many anomalies does not outweigh another."""
     found, anomalies = timeline("o-....o-....--..")

@@ -8,10 +8,16 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
+from detector.placing import Planted
+from detector.scripts import AnomalyKind
+from detector.ticks import NS_PER_S
 from training.evaluation import charts, page, tables
-from training.evaluation.alarm_pictures import confusion
-from training.evaluation.model_pictures import TOP_FEATURES, residual_map, training_curves
+from training.evaluation.alarm_pictures import confusion, samples
+from training.evaluation.episodes import Episodes, verdicts
+from training.evaluation.model_pictures import TOP_FEATURES, _ticks, residual_map, training_curves
+from training.evaluation.operating import Judged, Trial
 from training.evaluation.two_stage import STAGE1, TWO_STAGE
 
 
@@ -28,6 +34,41 @@ def test_a_picture_is_drawn_on_both_grounds() -> None:
     assert light[0, 0, :3].mean() > 0.95
     assert dark[0, 0, :3].mean() < 0.2
     assert "3 in all" in made.caption
+
+
+def test_an_anomaly_with_a_masked_episode_is_not_called_missed() -> None:
+    """Of two anomalies that none told of, the one in which an episode opened is masked."""
+    planted = tuple(
+        Planted(AnomalyKind.LAYERING, 1, name, start * NS_PER_S, (start + 1) * NS_PER_S, {}, 0)
+        for name, start in (("AAPL", 100), ("MSFT", 300))
+    )
+    ts = np.arange(60, 400, dtype=np.int64) * NS_PER_S
+    keys, ones = np.ones(len(ts), np.int64), np.ones(len(ts))
+    trial = Trial(keys, ts, keys.astype(np.int32), planted, {1: "AAPL"})
+    opened = np.array([80, 100]) * NS_PER_S
+    episodes = Episodes(np.ones(2, np.int64), opened, opened + NS_PER_S, np.array([20, 40]))
+    found = verdicts(episodes, planted)
+    titles: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "set_title", lambda _, text, **__: titles.append(text))
+        samples(trial, Judged(ones, episodes, found, {}), ones, ones)
+    assert set(titles) == {"Masked: layering, AAPL", "Missed: layering, MSFT"}
+
+
+def test_reasons_for_dashes_are_told_once() -> None:
+    """Operating points without thresholds, and why, over all detectors and seeds."""
+    refused = {"6 an hour, frozen": "too short", "6 an hour, adaptive": "too short"}
+    runs = [{"episodes": {"refused": refused}}, {"episodes": {"refused": refused}}]
+    told = tables.without_thresholds({"time_ordered": {"runs": runs}})
+    assert told == ["no thresholds for 6 an hour, frozen; 6 an hour, adaptive: too short"]
+    assert tables.without_thresholds({"time_ordered": {"runs": []}}) == []
+
+
+@pytest.mark.parametrize("ends", [(0.9, 1.6), (1.1, 1.9), (0.5, 6.0), (2.0, 70.0), (1e-3, 50.0)])
+def test_an_axis_of_errors_has_several_labels(ends: tuple[float, float]) -> None:
+    """However narrow: one power of ten alone says nothing of the scale."""
+    inside = [tick for tick in _ticks(*ends).tick_values(*ends) if ends[0] <= tick <= ends[1]]
+    assert len(inside) >= 3
 
 
 def test_training_curves_of_one_net_and_of_several() -> None:

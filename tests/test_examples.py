@@ -17,6 +17,7 @@ from detector.readers import write_parquet
 from detector.synthetic import Instrument, Market, gather, generate
 from tests.conftest import REPOSITORY
 from tests.running import START_NS, Tape, plain_environment, tapewatch
+from training.labels import write_labels
 
 WITHIN_S = 200
 
@@ -57,12 +58,32 @@ def test_classifier_of_latents_reads_score_files(model: Path, tape: Tape, tmp_pa
 
 def test_classifier_says_what_a_score_file_lacks(model: Path, tape: Tape, tmp_path: Path) -> None:
     """A score file without latents is refused with the command that writes them."""
-    scores = tmp_path / "scores.parquet"
+    scores, labels = tmp_path / "scores.parquet", tmp_path / "labels.parquet"
     done = tapewatch("score", "--ticks", tape.live, "--model", model, "--out", scores)
     assert done.returncode == 0, done.stderr
-    done = example("latent_classifier.py", scores, tmp_path / "labels.parquet")
-    assert done.returncode == 1
-    assert "tapewatch score --latent" in done.stderr
+    write_labels(labels, [])
+    for given, words in (
+        ((scores, labels), "tapewatch score --latent"),
+        ((scores, tmp_path / "none"), "none: no such file"),
+        ((tmp_path / "none", labels), "none: no such file"),
+        ((labels, scores), "column symbol is dictionary"),
+        ((scores,), "give a score file and its labels"),
+    ):
+        done = example("latent_classifier.py", *given)
+        assert done.returncode == 1
+        assert words in done.stderr.replace("\n", " ")
+        assert "Traceback" not in done.stderr
+
+
+def test_classifier_refuses_labels_of_other_times(model: Path, tape: Tape, tmp_path: Path) -> None:
+    """No scored tick lies in an anomaly: said in one line."""
+    scores, labels = tmp_path / "scores.parquet", tmp_path / "labels.parquet"
+    done = tapewatch("score", "--ticks", tape.live, "--model", model, "--out", scores, "--latent")
+    assert done.returncode == 0, done.stderr
+    write_labels(labels, [])
+    done = example("latent_classifier.py", scores, labels)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "labels of other ticks" in done.stderr
 
 
 def test_drift_command_tells_another_market(model: Path, tape: Tape, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +26,7 @@ from detector.readers import write_parquet
 from detector.scorer import Scorer, TwoStageScorer
 from detector.symbols import SymbolMap
 from detector.synthetic import demo_market, gather, generate
-from detector.ticks import NS_PER_S, TickBatch, VectorBatch
+from detector.ticks import NS_PER_S, UNDEFINED_PRICE, TickBatch, VectorBatch
 from tests.models import block_of
 from training.calibrate import score_rows
 from training.cli import register
@@ -166,7 +168,8 @@ class TestRowsOnDisk:
         assert sum(i >= 500 for i in trained) == pytest.approx(600, abs=2)
 
     @pytest.mark.parametrize(
-        ("train_share", "calibration", "gap"), [(0.0, 0.2, 1), (0.9, 0.2, 1), (0.6, 0.2, -1)]
+        ("train_share", "calibration", "gap"),
+        [(0.0, 0.2, 1), (0.9, 0.2, 1), (0.6, 0.2, -1), (0.6, 0.2, math.inf), (0.6, 0.2, math.nan)],
     )
     def test_impossible_splits_are_refused(
         self, train_share: float, calibration: float, gap: float
@@ -638,7 +641,8 @@ class TestCommands:
         np.testing.assert_array_equal(anomaly, score >= threshold)
         assert anomaly.sum() == done["anomalies"] > 0
         assert table.column("symbol").null_count == 0
-        assert "architecture latent" in self.call("model", "show", tmp_path / "m")
+        shown = self.call("model", "show", tmp_path / "m")
+        assert re.search(r"numbers in a latent +30 = 3 members x 10", shown), shown
 
     @pytest.mark.parametrize(("option", "value"), [("--budget", 60.0), ("--risk", 0.01)])
     def test_budget_or_risk_reaches_manifest_and_scores(
@@ -665,6 +669,42 @@ class TestCommands:
         self.call("score", "--ticks", file, "--model", tmp_path / "m", "--out", out)
         assert len(np.unique(pq.read_table(out)["threshold"].to_numpy())) > 100
         assert option[2:] in self.call("model", "show", tmp_path / "m")
+
+    def test_ticks_that_were_dropped_are_told(
+        self, ticks: TickBatch, model: Path, tmp_path: Path
+    ) -> None:
+        """By reason, for people and machines, by every command that reads ticks."""
+        twice = np.where((np.arange(len(ticks)) >= 100) & (np.arange(len(ticks)) < 107), 2, 1)
+        file = tmp_path / "bad.parquet"
+        again = TickBatch.from_ticks(np.repeat(ticks.ticks, twice), symbols=ticks.symbols)
+        write_parquet(file, [again])
+        usual = ("--ticks", file, "--model", model)
+        told = self.call("score", *usual, "--out", tmp_path / "s.parquet")
+        assert re.search(r"dropped of [\d,]+ ticks: repeated 7 ", told), told
+        assert re.search(r"dropped ticks: repeated 7 ", self.call("drift", *usual))
+        found = json.loads(self.call("drift", *usual, "--json"))
+        assert found["dropped"] == {"repeated": 7}
+        command = ("train", "--ticks", file, "--gap", 1, "--epochs", 1, "--quantile", 0.99)
+        told = self.call(*command, "--out", tmp_path / "m")
+        assert re.search(r"dropped of [\d,]+ ticks: repeated 7 ", told), told
+
+    def test_a_side_of_the_book_that_most_ticks_lack_is_warned_of(
+        self, ticks: TickBatch, tmp_path: Path
+    ) -> None:
+        """Nothing of it is learned; the other side is not mentioned."""
+        bare = ticks.ticks.copy()
+        bare["ask_px"][: len(bare) * 3 // 4] = UNDEFINED_PRICE
+        file = tmp_path / "bare.parquet"
+        write_parquet(file, [replace(ticks, ticks=bare)])
+        app = typer.Typer()
+        register(app)
+        command = ("train", "--ticks", file, "--out", tmp_path / "m", "--gap", 1, "--epochs", 1,
+                   "--quantile", 0.99)  # fmt: skip
+        done = CliRunner().invoke(app, [str(each) for each in command])
+        assert done.exit_code == 0, done.output
+        told = done.stderr.replace("\n", " ")
+        assert "the ask is missing or zero in" in told
+        assert "the bid" not in told
 
     def test_several_files_may_follow_one_option(self, file: Path, model: Path) -> None:
         """`--ticks A B` reads both files, as a shell's wildcard gives them."""
@@ -699,10 +739,47 @@ class TestCommands:
                 "--budget and --risk: give one of them",
             ),
             (["train", "--ticks", "{f}", "--out", "{d}", "--train-fraction", "2"], "train is 2.0"),
+            (["train", "--ticks", "{f}", "--out", "{d}/m", "--gap", "inf"], "--gap is inf"),
+            (["train", "--ticks", "{f}", "--out", "{d}/m", "--gap", "4e7"], "--gap is 4e[+]07"),
+            (["train", "--ticks", "{f}", "--out", "{d}/m", "--version", ""], "--version ''"),
+            (
+                ["train", "--ticks", "{f}", "--out", "{d}/m", "--version", "../x"],
+                "--version '../x'",
+            ),
+            (
+                [
+                    "score",
+                    "--ticks",
+                    "{f}",
+                    "--model",
+                    "{m}",
+                    "--out",
+                    "{d}/s",
+                    "--from",
+                    "2024-01-02",
+                    "--until",
+                    "2024-01-01",
+                ],
+                "--from 2024-01-02 is not before --until 2024-01-01",
+            ),
+            (
+                [
+                    "score",
+                    "--ticks",
+                    "{f}",
+                    "--model",
+                    "{m}",
+                    "--out",
+                    "{d}/s",
+                    "--until",
+                    "1999-01-01",
+                ],
+                "hold no tick to score",
+            ),
             (["train", "--ticks", "{d}/no", "--out", "{d}/m"], "no: no such file"),
             (["train", "--ticks", "{f}", "--out", "{d}/m", "--from", "noon"], "--from noon"),
             (["train", "--ticks", "{f}", "--out", "{d}/m", "--format", "x"], "allowed are dbn"),
-            (["train", "--ticks", "{f}", "--out", "{f}"], "is a file"),
+            (["train", "--ticks", "{f}", "--out", "{m}/manifest.json"], "is a file"),
             (["score", "--ticks", "{f}", "--model", "{d}/no", "--out", "{d}/s"], "tapewatch train"),
             (["score", "--ticks", "{f}", "--model", "{m}", "--out", "{d}/no/s"], "create it first"),
             (["model", "show", "{d}"], "manifest.json: cannot be read"),

@@ -137,6 +137,14 @@ def test_small_matrices_of_any_shape_work(n: int, d: int) -> None:
     assert detector.predict(X).shape == (n,)
 
 
+def test_values_whose_squares_overflow_are_refused() -> None:
+    """A detector fitted to them would be blind; the message names what is allowed."""
+    with pytest.raises(
+        ValueError, match=r"X holds a value of size .*e\+2.*; allowed is -.*for 100"
+    ):
+        TwoStageDetector(epochs=1).fit(blob(100) * 1e200)
+
+
 def test_constant_columns_and_huge_values_give_finite_scores() -> None:
     """Columns that never change, and values near the end of float64, lead to no NaN."""
     X = blob(100)

@@ -217,9 +217,20 @@ class TwoStageDetector(
         Returns
         -------
         self : TwoStageDetector
+
+        Raises
+        ------
+        ValueError
+            A value so large that sums of squares would overflow, about 1e152 for 1,000 rows.
         """
         X = validate_data(self, X, dtype=np.float64, order="C", ensure_min_samples=2)
         n = len(X)
+        most = float(np.sqrt(np.finfo(np.float64).max / n) / 4)
+        if (largest := float(np.abs(X).max())) > most:
+            raise ValueError(
+                f"X holds a value of size {largest:.3g}; allowed is -{most:.3g} to {most:.3g} for "
+                f"{n:,} rows, so that sums of squares stay finite; scale the columns first"
+            )
         held = int(n * self.validation_fraction)
         held = held if held >= LEAST_LATER else 0
         keys = np.zeros(n, np.int64)

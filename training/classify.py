@@ -325,7 +325,7 @@ def add_head(
     fitted
         From `fit_head` over episodes of `source`.
     version
-        Name of the new model; None: the old one's with "-named".
+        Name of the new model; None: the old one's with "-named", once.
     overwrite
         Whether `out` may replace a model.
     """
@@ -339,7 +339,7 @@ def add_head(
     )
     changes: dict[str, Any] = {
         "classifier": section,
-        "version": version or f"{manifest.version}-named",
+        "version": version or f"{manifest.version.removesuffix('-named')}-named",
     }
     return write_with_head(
         out, source, head, manifest.model_copy(update=changes), overwrite=overwrite

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,9 +22,11 @@ from rich.table import Table
 from detector.errors import RefusedError
 from training.demo.command import demo
 from training.halves import Half
+from training.signals import ends_in_order
+from training.targets import check_outputs, given
 
 if TYPE_CHECKING:
-    from detector.artifact import Artifact
+    from detector.artifact import Architecture, Artifact
     from detector.offline import Files
 
 
@@ -37,6 +41,11 @@ class VariationalStages(StrEnum):
 
 MOST_BUDGET: Final = 1e6
 """Alarms an instrument-hour; also where NaN and infinity end."""
+
+MOST_ABSENT: Final = 0.5
+"""Share of ticks without a bid or ask above which a training warns."""
+
+NAME_OF_MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}")
 
 out = Console()
 err = Console(stderr=True)
@@ -62,12 +71,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 
 def register(app: typer.Typer) -> None:
     """Add the offline commands to the command line."""
-    app.command()(train)
-    app.command()(score)
-    app.command()(drift)
-    app.command()(inject)
-    app.command()(classify)
-    app.command()(evaluate)
+    app.command()(ends_in_order(train))
+    app.command()(ends_in_order(score))
+    app.command()(ends_in_order(drift))
+    app.command()(ends_in_order(inject))
+    app.command()(ends_in_order(classify))
+    app.command()(ends_in_order(evaluate))
     app.command()(demo)
     app.add_typer(model_app, name="model")
 
@@ -129,12 +138,17 @@ def train(
 
     Example: tapewatch train --ticks monday.dbn.zst tuesday.dbn.zst --out model
     """
-    from training.datasets import Split  # noqa: PLC0415
+    from training.datasets import MOST_GAP_S, Split  # noqa: PLC0415
     from training.train import Options  # noqa: PLC0415
     from training.train import train as run  # noqa: PLC0415
 
     files = _files(ticks, more, file_format, columns, symbol, since, until)
+    _check_version(version)
     _check_asked(quantile, budget, risk)
+    if not 0 <= gap_s <= MOST_GAP_S:
+        raise RefusedError(
+            f"--gap is {gap_s:g}; it must lie between 0 and {MOST_GAP_S:,.0f} seconds (a year)"
+        )
     try:
         split = Split(
             train_fraction,
@@ -155,6 +169,7 @@ def train(
         variational=variational.value,
         version=version,
     )
+    check_outputs(given("--out", model), given("--ticks", files.paths))
     spec = files.spec()
     with _bars() as bars:
         artifact = run(
@@ -168,6 +183,7 @@ def train(
             scratch=scratch,
         )
     facts = _summary_of(model, artifact)
+    _warn(_absent_sides(facts["summary"]))
     if as_json:
         _print_json(facts)
         return
@@ -181,6 +197,7 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
+    _print_dropped(facts["summary"]["dropped"], facts["summary"]["ticks"])
     out.print("pictures: training_curves.png, error_histograms.png", highlight=False)
 
 
@@ -216,8 +233,15 @@ def score(
     from detector.model_changes import Timeline, read_changes  # noqa: PLC0415
     from detector.offline import score_files  # noqa: PLC0415
 
-    if events is not None and events.resolve() == target.resolve():
-        raise RefusedError(f"--events {events}: is the file of --out; give another name")
+    check_outputs(
+        [*given("--out", target), *given("--events", events)],
+        [
+            *given("--ticks", [*ticks, *(more or ())]),
+            *given("--model", model),
+            *given("--changes", changes),
+            *given("--also-model", also_model),
+        ],
+    )
     if also_model and changes is None:
         raise RefusedError(
             f"--also-model {also_model[0]}: without --changes nothing says where it scores"
@@ -248,6 +272,7 @@ def score(
         highlight=False,
         soft_wrap=True,
     )
+    _print_dropped(done.dropped, done.rows)
 
 
 def drift(
@@ -272,13 +297,15 @@ def drift(
     artifact = read_artifact(model)
     columns = ",".join(artifact.features.columns) or None
     files = _files(ticks, more, file_format, columns, symbol, since, until)
+    dropped = Counter[str]()
     with _bars() as bars:
         task = bars.add_task("ticks", total=None)
-        found = drift_of_files(artifact, files, lambda n: bars.advance(task, n))
+        found = drift_of_files(artifact, files, lambda n: bars.advance(task, n), dropped)
     if as_json:
         _print_json(
             {
                 "rows": found.rows,
+                "dropped": dict(dropped),
                 "score_psi": found.score,
                 "features_moved": found.moved,
                 "feature_psi": dict(found.top(len(found.names))),
@@ -294,6 +321,7 @@ def drift(
         table.add_row(name, f"{index:.3f}", verdict(index))
     out.print(table, highlight=False)
     out.print(f"{found.moved} of {len(found.names)} features moved", highlight=False)
+    _print_dropped(dropped, None)
 
 
 def inject(
@@ -318,6 +346,7 @@ def inject(
         float, typer.Option("--separation", help="Least seconds between an instrument's anomalies.")
     ] = 60.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Makes it repeatable.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Plant labelled anomalies in files of ticks, as consistent market events.
@@ -329,9 +358,15 @@ def inject(
 
     names = [kind.value for kind in AnomalyKind] if kinds is None else kinds.split(",")
     if unknown := sorted(set(names) - {kind.value for kind in AnomalyKind}):
-        raise RefusedError(f"--kinds {', '.join(unknown)}: allowed are {', '.join(AnomalyKind)}")
-    if target.resolve() == labels.resolve():
-        raise RefusedError(f"--labels {labels}: is the file of --out; give another name")
+        told = ", ".join(each or "''" for each in unknown)
+        raise RefusedError(f"--kinds {told}: allowed are {', '.join(AnomalyKind)}")
+    outputs = [*given("--out", target), *given("--labels", labels)]
+    check_outputs(outputs, given("--ticks", [*ticks, *(more or ())]))
+    for one in outputs:
+        if one.path.is_file() and not overwrite:
+            raise RefusedError(
+                f"{one}: exists already; give another name, or --overwrite to replace it"
+            )
     try:
         policy = Policy(per_hour, tuple(map(AnomalyKind, names)), half, separation_s, seed)
     except ValueError as error:
@@ -378,22 +413,31 @@ def classify(
     from detector.artifact import check_target, read_artifact  # noqa: PLC0415
     from detector.offline import Files  # noqa: PLC0415
     from training.classify import add_head, episodes_of, fit_head  # noqa: PLC0415
-    from training.labels import read_labels  # noqa: PLC0415
+    from training.labels import TickCount, read_labels  # noqa: PLC0415
 
+    _check_version(version)
     if len(ticks) != len(labels):
         raise RefusedError(
             f"{len(ticks)} --ticks and {len(labels)} --labels: each file of ticks has its labels"
         )
+    check_outputs(
+        given("--out", target),
+        [*given("--model", model), *given("--ticks", ticks), *given("--labels", labels)],
+    )
     check_target(target, overwrite=overwrite)
     artifact = read_artifact(model)
     if artifact.features.kind != "tick":
         raise RefusedError(f"--model {model}: is of vectors; anomalies are planted in ticks")
-    episodes = []
+    episodes, warnings = [], []
     with _bars() as bars:
         for path, label_path in zip(ticks, labels, strict=True):
             tell = partial(bars.advance, bars.add_task(path.name, total=None))
-            batches = Files((path,)).batches(artifact.features)
-            episodes += episodes_of(artifact, batches, read_labels(label_path), tell)
+            stated = read_labels(label_path)
+            counted = TickCount(stated)
+            batches = counted.passing(Files((path,)).batches(artifact.features))
+            episodes += episodes_of(artifact, batches, stated, tell)
+            warnings.append(counted.check(label_path))
+    _warn(told for told in warnings if told is not None)
     fitted = fit_head(episodes)
     named = add_head(model, target, fitted, version=version, overwrite=overwrite)
     if as_json:
@@ -461,6 +505,15 @@ def evaluate(
     from training.evaluate import evaluate as run  # noqa: PLC0415
     from training.evaluation.baselines import BASELINES, HALF_SPACE  # noqa: PLC0415
 
+    check_outputs(
+        given("--out", target),
+        [
+            *given("--model", model),
+            *given("--ticks", [*ticks, *(more or ())]),
+            *given("--labels", labels),
+            *given("--train-ticks", train_ticks),
+        ],
+    )
     names = [name for name in BASELINES if not (without_river and name == HALF_SPACE)]
     request = Request(
         models=tuple(model),
@@ -478,16 +531,19 @@ def evaluate(
     )
     with _bars() as bars:
         metrics = run(request, _StepBars(bars))
+    _warn(metrics["warnings"])
     if as_json:
         _print_json({"out": str(target), **metrics})
         return
-    from training.evaluation.tables import summary  # noqa: PLC0415
+    from training.evaluation.tables import summary, without_thresholds  # noqa: PLC0415
 
     for title, head, rows in summary(metrics):
         table = Table(*head, box=None, title=title, title_justify="left")
         for row in rows:
             table.add_row(*row)
         out.print(table, highlight=False)
+    for told in without_thresholds(metrics):
+        out.print(told, highlight=False, markup=False, soft_wrap=True)
     out.print(f"{target}/report.html, {target}/metrics.json", highlight=False, soft_wrap=True)
 
 
@@ -511,6 +567,7 @@ def model_show(
         ("", {"version": artifact.version, "hash": artifact.model_hash}),
         ("features", {"fingerprint": manifest.features.fingerprint}),
         ("architecture", manifest.architecture.model_dump()),
+        ("", {"numbers in a latent": _latent_told(manifest.architecture)}),
         ("", {"multiply-adds a row": f"{manifest.architecture.sizes.multiply_adds:,}"}),
         ("score", manifest.score.model_dump()),
         ("thresholds", manifest.thresholds.model_dump()),
@@ -583,6 +640,19 @@ def model_sign(
         _print_json({"signature": str(path)})
     else:
         out.print(f"{path}: written", highlight=False, soft_wrap=True)
+
+
+def _latent_told(sizes: Architecture) -> str:
+    """Say how many numbers a written latent has: those of all members, side by side."""
+    return f"{sizes.members * sizes.latent} = {sizes.members} members x {sizes.latent}"
+
+
+def _check_version(version: str | None) -> None:
+    if version is not None and not NAME_OF_MODEL.fullmatch(version):
+        raise RefusedError(
+            f"--version {version!r}: a name begins with a letter or digit, then come at most 99 "
+            "letters, digits and . _ : + -; leave it out for one made from the time"
+        )
 
 
 def _check_asked(quantile: float | None, budget: float | None, risk: float | None) -> None:
@@ -682,13 +752,17 @@ def _files(
 
     if file_format is not None and file_format not in FORMATS:
         raise RefusedError(f"--format {file_format}: allowed are {', '.join(FORMATS)}")
+    first = None if since is None else _time_ns(since, "--from")
+    last = None if until is None else _time_ns(until, "--until")
+    if first is not None and last is not None and first >= last:
+        raise RefusedError(f"--from {since} is not before --until {until}: no tick lies between")
     return Files(
         paths=(*ticks, *(more or ())),
         format=next((known for known in FORMATS if known == file_format), None),
         symbol=symbol,
         columns=None if columns is None else tuple(columns.split(",")),
-        since=None if since is None else _time_ns(since, "--from"),
-        until=None if until is None else _time_ns(until, "--until"),
+        since=first,
+        until=last,
     )
 
 
@@ -713,6 +787,33 @@ def _summary_of(folder: Path, artifact: Artifact) -> dict[str, Any]:
         "manifest": artifact.manifest.model_dump(mode="json"),
         "summary": json.loads((folder / SUMMARY).read_bytes()),
     }
+
+
+def _print_dropped(dropped: Mapping[str, int], ticks: int | None) -> None:
+    """Say how many ticks were dropped and why; nothing where none was."""
+    if dropped:
+        of = "" if ticks is None else f" of {ticks:,}"
+        reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(dropped.items()))
+        out.print(
+            f"dropped{of} ticks: {reasons} (docs/features.md says when)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _absent_sides(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Warn of a side of the book that most of the ticks did not have."""
+    for side, count in summary["ticks_without"].items():
+        if count > MOST_ABSENT * summary["ticks"]:
+            yield (
+                f"--ticks: the {side} is missing or zero in {count:,} of {summary['ticks']:,} "
+                "ticks; nothing of it is learned, and the model is blind to that side of the book"
+            )
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for told in warnings:
+        err.print(f"warning: {told}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _print_json(value: object) -> None:

@@ -39,6 +39,9 @@ SCAN: Final = 1 << 20
 
 TIME_BINS: Final = 65_536
 
+MOST_GAP_S: Final = 31_536_000.0
+"""A year: what lies further apart shares no window, and sums of event times stay within int64."""
+
 
 class TooFewRowsError(ValueError):
     """There are not enough ready rows to train on."""
@@ -194,8 +197,8 @@ class Split:
             raise ValueError(
                 f"train {self.train} and calibration {self.calibration} are more than the whole"
             )
-        if self.gap_s < 0:
-            raise ValueError(f"gap_s is {self.gap_s}; it must not be negative")
+        if not 0 <= self.gap_s <= MOST_GAP_S:
+            raise ValueError(f"gap_s is {self.gap_s}; it must lie between 0 and {MOST_GAP_S:g}")
 
 
 @dataclass(frozen=True, slots=True)

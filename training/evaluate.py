@@ -7,7 +7,6 @@ Reads, divides, scores, judges, draws, in that order; every step is a module of
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -51,7 +50,8 @@ from training.evaluation.protocols import (
 from training.evaluation.shipped import Shipped, run_pipeline
 from training.evaluation.stream import Bool, Stream, read_stream
 from training.evaluation.two_stage import TWO_STAGE, TwoStage, refit
-from training.labels import read_labels
+from training.labels import TickCount, read_labels
+from training.scratch import scratch_folder
 from training.train import LEAST_TRAIN_ROWS
 
 SCHEMA_VERSION: Final = 1
@@ -150,19 +150,24 @@ def evaluate(request: Request, progress: Progress | None = None) -> dict[str, An
         )
     models = _read_models(request.models)
     ends = Ends.of(models[0].summary)
-    labels = [label.planted for label in read_labels(request.labels)]
+    stated = read_labels(request.labels)
+    labels, counted = [label.planted for label in stated], TickCount(stated)
     if not labels:
         raise RefusedError(f"--labels {request.labels}: holds no anomaly; there is nothing to find")
-    with tempfile.TemporaryDirectory(prefix="tapewatch-evaluate-", dir=request.scratch) as scratch:
-        stream = _read(request.ticks, models[0], labels, Path(scratch), "ticks", progress)
+    with scratch_folder("evaluate", request.scratch) as scratch:
+        stream = _read(request.ticks, models[0], labels, scratch, "ticks", progress, counted)
         _check_labels(request.labels, labels, stream)
+        warnings = [counted.check(request.labels)]
         trained_on = stream
         if request.train_ticks is not None:
-            trained_on = _read(request.train_ticks, models[0], [], Path(scratch), "train", progress)
+            trained_on = _read(request.train_ticks, models[0], [], scratch, "train", progress)
+            _check_trained_on(models[0], trained_on)
         held = time_ordered(trained_on, ends)
         parts = time_ordered(stream, ends)
         _check_parts(held, parts, ends, given=request.train_ticks is not None)
         _check_judged(request.labels, labels, stream, parts)
+        if request.train_ticks is not None:
+            warnings.append(_other_rows(models[0], held))
         runs, first, shipped = _time_ordered(
             request, models, trained_on, held, stream, parts, progress
         )
@@ -174,6 +179,7 @@ def evaluate(request: Request, progress: Progress | None = None) -> dict[str, An
             "ticks": [path.name for path in request.ticks.paths],
             "train_ticks": [path.name for path in (request.train_ticks or request.ticks).paths],
             "labels": request.labels.name,
+            "warnings": [told for told in warnings if told is not None],
             "instruments": [stream.names[key] for key in sorted(stream.names)],
             "time_ordered": {
                 "parts": _part_facts(held, stream, parts, ends, models[0]),
@@ -226,27 +232,59 @@ def _read_models(folders: Sequence[Path]) -> list[_Model]:
                 "only models of ticks can be evaluated"
             )
         models.append(_Model(folder, artifact, json.loads((folder / SUMMARY).read_bytes())))
-    first = models[0]
-    for other in models[1:]:
-        same = (
-            other.artifact.features.fingerprint == first.artifact.features.fingerprint
-            and Ends.of(other.summary) == Ends.of(first.summary)
-        )
-        if not same:
-            raise RefusedError(
-                f"--model {other.folder}: was trained on other features or another time than "
-                f"{first.folder}; several models must differ by their seed alone"
-            )
-    seen: dict[str, Path] = {}
-    for one in models:
-        if (before := seen.get(one.artifact.model_hash)) is not None:
-            raise RefusedError(f"--model {one.folder}: is the model of {before}; give each once")
-        seen[one.artifact.model_hash] = one.folder
+    for number, other in enumerate(models):
+        _check_seeds(models[:number], other)
     return models
 
 
-def _batches(files: Files, model: _Model) -> Iterator[TickBatch]:
-    for batch in files.batches(model.artifact.features):
+def _check_seeds(before: Sequence[_Model], other: _Model) -> None:
+    """Refuse a model that differs from those before it by anything but its seed."""
+    for one in before:
+        if one.artifact.model_hash == other.artifact.model_hash:
+            raise RefusedError(f"--model {other.folder}: is the model of {one.folder}; once each")
+    if not before:
+        return
+    first, mine = _trained_by(before[0]), _trained_by(other)
+    if apart := [name for name in mine if mine[name] != first.get(name)]:
+        told = ", ".join(f"{name} ({mine[name]} against {first.get(name)})" for name in apart)
+        raise RefusedError(
+            f"--model {other.folder}: differs from {before[0].folder} by {told}; several models "
+            "must differ by their seed alone (tapewatch train --seed)"
+        )
+    seed = other.artifact.manifest.training.seed
+    for one in before:
+        if one.artifact.manifest.training.seed == seed:
+            raise RefusedError(
+                f"--model {other.folder}: has seed {seed} as {one.folder} has; a spread over "
+                "models needs seeds that differ (tapewatch train --seed)"
+            )
+
+
+def _trained_by(one: _Model) -> dict[str, Any]:
+    """Say what a model was trained on and how, in a user's words; all of it but the seed."""
+    manifest, ends = one.artifact.manifest, Ends.of(one.summary)
+    recipe = {k: v for k, v in one.summary.get("recipe", {}).items() if k != "seed"}
+    thresholds = manifest.thresholds
+    return {
+        "features": one.artifact.features.fingerprint[:12],
+        "start of its ticks": _iso(ends.first),
+        "end of its training part": _iso(ends.train_end),
+        "end of its calibration part": _iso(ends.calibration_end),
+        "gap": ends.gap_ns / NS_PER_S,
+        "instruments": ", ".join(one.summary.get("instruments", [])),
+        "fitted rows": manifest.training.train_rows,
+        "calibration rows": manifest.training.calibration_rows,
+        **{
+            f"--{name}": getattr(thresholds, name)
+            for name in ("budget", "risk", "quantile", "adapt")
+            if name != "quantile" or thresholds.method == "quantile"
+        },
+        **recipe,
+    }
+
+
+def _batches(files: Files, model: _Model, counted: TickCount) -> Iterator[TickBatch]:
+    for batch in counted.passing(files.batches(model.artifact.features)):
         if isinstance(batch, TickBatch):
             yield batch
 
@@ -258,12 +296,17 @@ def _read(
     scratch: Path,
     name: str,
     progress: Progress,
+    counted: TickCount | None = None,
 ) -> Stream:
     progress.start(f"features of {name}", None)
     folder = scratch / name
     folder.mkdir()
     stream = read_stream(
-        _batches(files, model), model.artifact.features, folder, labels, progress.advance
+        _batches(files, model, counted or TickCount([])),
+        model.artifact.features,
+        folder,
+        labels,
+        progress.advance,
     )
     if not len(stream):
         option = "--ticks" if name == "ticks" else "--train-ticks"
@@ -285,6 +328,32 @@ def _check_labels(path: Path, labels: Sequence[Planted], stream: Stream) -> None
             f"but --ticks hold {', '.join(sorted(stream.names.values()))}; give the labels that "
             "were written with these ticks"
         )
+
+
+def _check_trained_on(model: _Model, stream: Stream) -> None:
+    """Refuse training ticks of which no instrument is the model's, by key or by name."""
+    artifact = model.artifact
+    keys = {*artifact.symbols, *artifact.tables["keys"].tolist()}
+    names = set(model.summary.get("instruments", []))
+    found = stream.names
+    if not (keys & set(found) or names & set(found.values())):
+        raise RefusedError(
+            f"--train-ticks: hold {', '.join(sorted(found.values()))}, but model {model.folder} "
+            f"was trained on {', '.join(sorted(names)) or 'others'}; give the files of its training"
+        )
+
+
+def _other_rows(model: _Model, held: Parts) -> str | None:
+    """Warn where the training ticks are not the rows that the model states."""
+    training = model.artifact.manifest.training
+    fitted, calibrated = int(held.fit.sum()), int(held.calibration.sum())
+    if (fitted, calibrated) == (training.train_rows, training.calibration_rows):
+        return None
+    return (
+        f"--train-ticks: {fitted:,} rows to fit and {calibrated:,} to calibrate, but the model "
+        f"states {training.train_rows:,} and {training.calibration_rows:,}: these are not quite "
+        "the ticks it was trained on, and baselines and thresholds come from other rows than its"
+    )
 
 
 def _check_parts(held: Parts, parts: Parts, ends: Ends, *, given: bool) -> None:
@@ -501,4 +570,9 @@ def _write(out: Path, metrics: dict[str, Any], drawn: Sequence[Picture]) -> None
         (staged / METRICS).write_text(text + "\n")
         (staged / PAGE).write_text(write_page(metrics, drawn))
         staged.chmod(0o755)
-        shutil.move(staged, out)
+        try:
+            staged.rename(out)  # never into a folder that another run made meanwhile
+        except OSError as error:
+            raise RefusedError(
+                f"--out {out}: was made by another run meanwhile; give another name"
+            ) from error

@@ -8,7 +8,7 @@ inclusive. Knows nothing of how anomalies are planted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from detector.errors import RefusedError
 from detector.offline import staged
 from detector.placing import Planted
 from detector.scripts import RANGES, AnomalyKind
-from detector.ticks import instrument_key, split_key
+from detector.ticks import Batch, instrument_key, split_key
 from training.halves import Half
 
 Int64 = npt.NDArray[np.int64]
@@ -116,6 +116,79 @@ def tick_labels(keys: Int64, ts: Int64, planted: Sequence[Planted]) -> TickLabel
         anomaly[mine] = np.array(rows, np.int32)[at] + 1
         kind[mine] = np.array([KIND_INDEX[planted[row].kind] for row in rows], np.uint8)[at]
     return TickLabels(kind, anomaly)
+
+
+MOST_APART: Final = 0.1
+"""Share of labels whose ticks are not as many as stated up to which that is only warned of."""
+
+
+class TickCount:
+    """Counts how many ticks of a stream belong to each label, as the stream goes by.
+
+    Labels of another stream lie among its ticks as well as its own; their numbers of ticks tell.
+
+    Parameters
+    ----------
+    labels
+        In the order of the label file. Those that state 0 ticks state nothing.
+    """
+
+    def __init__(self, labels: Sequence[Label]) -> None:
+        self._labels = labels
+        self._planted = [label.planted for label in labels]
+        self._found = np.zeros(len(labels) + 1, np.int64)
+        self._first, self._last = np.iinfo(np.int64).max, -1
+
+    def add(self, keys: Int64, ts: Int64) -> None:
+        """Count ticks `(n,)` by instrument key and event time."""
+        if len(ts):
+            belong = tick_labels(keys, ts, self._planted).anomaly
+            self._found += np.bincount(belong, minlength=len(self._found))
+            self._first = min(self._first, int(ts.min()))
+            self._last = max(self._last, int(ts.max()))
+
+    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Give batches on, counted."""
+        for batch in batches:
+            self.add(batch.keys, batch.ts_event)
+            yield batch
+
+    def check(self, path: Path) -> str | None:
+        """Hold what was found against what the labels state, of those within the stream's time.
+
+        Returns
+        -------
+        str or None
+            A warning where a few labels differ.
+
+        Raises
+        ------
+        LabelError
+            More than `MOST_APART` of them differ: the labels belong to other ticks.
+        """
+        stated = [
+            (label, found)
+            for label, found in zip(self._labels, self._found[1:].tolist(), strict=True)
+            if label.ticks
+            and self._first <= label.planted.start_ns
+            and label.planted.end_ns <= self._last
+        ]
+        apart = [(label, found) for label, found in stated if found != label.ticks]
+        if not apart:
+            return None
+        some = "; ".join(
+            f"{one.planted.symbol} {one.planted.kind} at {one.planted.start_ns}: {found:,} ticks "
+            f"found, {one.ticks:,} stated"
+            for one, found in apart[:3]
+        )
+        told = (
+            f"--labels {path}: {len(apart)} of {len(stated)} anomalies have other ticks than the "
+            f"labels state ({some}{'; ...' * (len(apart) > 3)}); give the labels that were written "
+            "with these ticks"
+        )
+        if len(apart) > MOST_APART * len(stated):
+            raise LabelError(told)
+        return told
 
 
 def write_labels(path: Path, labels: Sequence[Label]) -> None:

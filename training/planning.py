@@ -32,6 +32,8 @@ PAUSE_S: Final = 300.0
 LONGEST_S: Final = RANGES[AnomalyKind.FROZEN_QUOTES]["seconds"][1]
 """Length of the longest anomaly."""
 
+MOST_SEPARATION_S: Final = 86_400.0
+
 LEAST_TRADES: Final = 3
 """Frozen quotes show themselves by trades that go on: so many at least."""
 
@@ -142,9 +144,12 @@ class Policy:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.separation_s <= MOST_SEPARATION_S:
+            raise ValueError(
+                f"separation_s is {self.separation_s}; it must lie between 0 and "
+                f"{MOST_SEPARATION_S:g} (a day)"
+            )
         most = 3600 / (self.separation_s + LONGEST_S)
-        if not self.separation_s >= 0:
-            raise ValueError(f"separation_s is {self.separation_s}; it must not be negative")
         if not 0 < self.per_hour <= most:
             raise ValueError(
                 f"per_hour is {self.per_hour}; allowed is more than 0 and, {self.separation_s:g} s "

@@ -23,6 +23,9 @@ LATER: Final = "#d1603d"
 DPI: Final = 110
 BINS: Final = 120
 
+NARROW: Final = 8.0
+"""Below this ratio of its ends a logarithmic axis holds one round number or none: plain ticks."""
+
 
 def training_curves(stages: Sequence[History]) -> bytes:
     """Mean squared error of each stage by epoch, and the epoch whose weights were kept."""
@@ -75,7 +78,8 @@ def _histogram(
     if threshold is not None:
         axes.axvline(threshold, color="0.2", linestyle="--", label=f"threshold {threshold:.3g}")
     axes.set(title=title, xscale="log", yscale="log", ylabel="share of rows")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    narrow = high < NARROW * low
+    axes.xaxis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -6,7 +6,6 @@ thresholds, pictures, folder: in that order.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -39,7 +38,7 @@ from detector.model import TwoStageModel
 from detector.pipeline import count_quality
 from detector.symbols import SymbolMap
 from detector.thresholds import Thresholds, TooFewScoresError
-from detector.ticks import NS_PER_S, Batch
+from detector.ticks import NS_PER_S, UNDEFINED_PRICE, Batch, TickBatch
 from training.autoencoder import TwoStageDetector
 from training.calibrate import (
     Ask,
@@ -53,6 +52,7 @@ from training.calibrate import (
 from training.datasets import Parts, Rows, RowStore, Split, TooFewRowsError, write_rows
 from training.fit import Fitted, Recipe
 from training.report import error_histograms, training_curves
+from training.scratch import scratch_folder
 
 LEAST_TRAIN_ROWS: Final = 1_000
 LIBRARIES: Final = ("tensorflow", "keras", "numpy", "numba")
@@ -134,6 +134,7 @@ class _Read:
     symbols: dict[int, str]
     ticks: int
     dropped: dict[str, int]
+    one_sided: dict[str, int]
 
 
 def train(
@@ -180,9 +181,9 @@ def train(
     options, progress = options or Options(), progress or Silent()
     created = created or datetime.now(UTC)
     check_target(out, overwrite=overwrite)
-    with tempfile.TemporaryDirectory(prefix="tapewatch-train-", dir=scratch) as folder:
+    with scratch_folder("train", scratch) as folder:
         progress.step("features")
-        read = _read(batches, spec, Path(folder), options, progress)
+        read = _read(batches, spec, folder, options, progress)
         parts = _split(read, options, by_instrument=spec.kind == "vector")
         detector = _detector(options)
         try:
@@ -241,11 +242,18 @@ def _read(
     progress: Progress,
 ) -> _Read:
     symbols, dropped, keys = SymbolMap(), Counter[str](), set[int]()
+    one_sided = Counter[str]()
     ticks = 0
+
+    def looked_at() -> Iterator[Batch]:
+        for batch in batches:
+            if isinstance(batch, TickBatch):
+                one_sided.update(_absent_sides(batch))
+            yield batch
 
     def counted() -> Iterator[FeatureBlock]:
         nonlocal ticks
-        for block in feature_blocks(batches, spec, options.max_instruments, symbols):
+        for block in feature_blocks(looked_at(), spec, options.max_instruments, symbols):
             ticks += len(block)
             keys.update(np.unique(block.keys[block.ready]).tolist())
             dropped.update(count_quality([block.quality])[0])
@@ -254,7 +262,21 @@ def _read(
     store = write_rows(counted(), folder, len(spec.names), progress.features)
     names = {key: symbols.name(key) for key in sorted(keys)}
     known = {key: name for key, name in symbols.known().items() if key in keys}
-    return _Read(store, names, known, ticks, dict(dropped))
+    return _Read(store, names, known, ticks, dict(dropped), dict(one_sided))
+
+
+def _absent_sides(batch: TickBatch) -> dict[str, int]:
+    """Count ticks whose bid or ask is missing or zero: its price or its size."""
+    return {
+        side: int(
+            np.count_nonzero(
+                (batch.ticks[f"{side}_px"] == UNDEFINED_PRICE)
+                | (batch.ticks[f"{side}_px"] == 0)
+                | (batch.ticks[f"{side}_sz"] == 0)
+            )
+        )
+        for side in ("bid", "ask")
+    }
 
 
 def _split(read: _Read, options: Options, *, by_instrument: bool) -> Parts:
@@ -375,6 +397,7 @@ def _summary(
         "ticks": read.ticks,
         "ready": len(read.store),
         "dropped": read.dropped,
+        "ticks_without": read.one_sided,
         "instruments": list(read.names.values()),
         "parts": {
             "boundaries": {

@@ -86,7 +86,7 @@ def rank_curves(found: Mapping[str, Curve]) -> Picture:
 
 
 def samples(trial: Trial, judged: Judged, score: Float64, price: Float64) -> Picture | None:
-    """Score over price around some anomalies that were hit and some that were missed.
+    """Score over price around some anomalies that were hit, masked and missed.
 
     Parameters
     ----------
@@ -96,8 +96,10 @@ def samples(trial: Trial, judged: Judged, score: Float64, price: Float64) -> Pic
         `(n,)` of the trial's rows.
     """
     hits = _pick(trial, judged.found.told_by >= 0)
-    misses = _pick(trial, judged.found.told_by < 0)
-    rows = [(title, chosen) for title, chosen in (("Hit", hits), ("Missed", misses)) if chosen]
+    masked = _pick(trial, judged.found.masked)
+    misses = _pick(trial, (judged.found.told_by < 0) & ~judged.found.masked)
+    titled = (("Hit", hits), ("Masked", masked), ("Missed", misses))
+    rows = [(title, chosen) for title, chosen in titled if chosen]
     if not rows:
         return None
 
@@ -124,7 +126,8 @@ def samples(trial: Trial, judged: Judged, score: Float64, price: Float64) -> Pic
 
     return picture(
         "Score over price",
-        "Sample anomalies that an episode told of, and some that none did, with the thresholds the "
+        "Sample anomalies that an episode told of; masked ones, in which one opened within 60 s of "
+        "an earlier alarm; and some that none told of, with the thresholds the "
         "model is shipped with. Shaded: the anomaly. Triangle: an episode opens. An alarm is a "
         "score at its threshold (dashed).",
         draw,

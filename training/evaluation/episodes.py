@@ -293,7 +293,7 @@ def _by_instrument(
         rows[names.get(key, str(key))] = {
             "opened": int(np.count_nonzero(mine)),
             "hit": count[HIT],
-            "masked": count[MASKED],
+            "masked_episodes": count[MASKED],
             "false": count[FALSE],
             "clean_hours": clean.hours,
             "alarm_hours": clean.alarm_hours,

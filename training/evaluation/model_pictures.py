@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from training.evaluation.charts import (
     BAD,
@@ -25,10 +25,13 @@ from training.evaluation.charts import (
 )
 from training.evaluation.tables import plain
 from training.labels import KIND_INDEX
+from training.report import NARROW
 
 Float64 = npt.NDArray[np.float64]
 
 BINS: Final = 90
+WIDE: Final = 1_000.0
+"""From this ratio of its ends on a logarithmic axis holds three powers of ten."""
 TOP_FEATURES: Final = 30
 MOST_RESIDUAL: Final = 10.0
 """Residuals beyond are drawn as this."""
@@ -121,9 +124,16 @@ def _histogram(axes: Axes, parts: Sequence[tuple[Float64, str, str]]) -> None:
                 label=label,
             )  # fmt: skip
     axes.set(xscale="log", yscale="log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.xaxis.set_major_locator(_ticks(low, high))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _ticks(low: float, high: float) -> Locator:
+    """Ticks of a logarithmic axis: at least three labels, whatever its ends."""
+    if high < NARROW * low:
+        return MaxNLocator(4)
+    return LogLocator(subs=(1, 2, 5)) if high < WIDE * low else LogLocator(numticks=6)
 
 
 def residual_map(residuals: Float64, kind: npt.NDArray[np.uint8], names: Sequence[str]) -> Picture:

@@ -148,7 +148,12 @@ def write_page(metrics: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     first = next(run for run in runs if run["detector"] == TWO_STAGE)
     episodes = {k: v for k, v in first["episodes"].items() if k != "refused"}
     sections = [
-        _section("In brief", _tiles(metrics), _told(metrics)),
+        _section(
+            "In brief",
+            _tiles(metrics),
+            _told(metrics),
+            *(_text(f"Warning: {told}.") for told in metrics["warnings"]),
+        ),
         _section(
             "Episodes",
             _text(

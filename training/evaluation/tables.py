@@ -162,6 +162,16 @@ def summary(metrics: Metrics) -> list[Table]:
     return tables
 
 
+def without_thresholds(metrics: Metrics) -> list[str]:
+    """Say why operating points have no figures, each reason once."""
+    points: dict[str, list[str]] = {}
+    for run in metrics["time_ordered"]["runs"]:
+        for point, why in run["episodes"]["refused"].items():
+            if point not in points.setdefault(why, []):
+                points[why].append(point)
+    return [f"no thresholds for {'; '.join(some)}: {why}" for why, some in points.items()]
+
+
 def _brief(title: str, runs: Runs) -> Table:
     rows = [
         [name, *(spread(of(runs, name, "ranking", "causal", "all", m)) for m in ("auroc", "ap"))]
