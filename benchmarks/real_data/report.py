@@ -30,10 +30,10 @@ Weights and thresholds of every model come from its training and calibration tic
 but not blindly: earlier recipes were tried on the injected LOBSTER set and on the XAUUSD days, and
 their figures were seen before this one was chosen.
 
-Each section names the commit it was measured at. Those of 33e2744 are of the features and the score
-before decisions 10 to 12, and so are the budgets among the targets. At 7172b30 the daemon still
-rounded a feature's share of an explanation by the rows explained beside it; the scores were the
-same.
+Each section names the commit it was measured at; "dirty" are the facts of scenarios measured just
+before in the same folder. Features, networks and score have been the same since 7172b30; since
+then a feature's share of an explanation no longer depends on the rows explained beside it, and
+thresholds that follow their alarms may move by a factor of 10 instead of 4 (decision 8).
 """
 
 
