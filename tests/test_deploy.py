@@ -353,6 +353,17 @@ def test_the_daemon_is_given_time_to_stop() -> None:
 # ---- Kubernetes --------------------------------------------------------------------------------
 
 
+def test_exactly_once_differs_from_cpu_by_the_delivery_alone() -> None:
+    """The overlay sets one variable, which the configuration takes; members stay named."""
+    plain, once = rendered("cpu"), rendered("exactly-once")
+    (container,) = of_kind(once, "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    added = [v for v in container["env"] if v["name"] == "TAPEWATCH_DELIVERY"]
+    assert load_config(None, {v["name"]: v["value"] for v in added}).delivery == "exactly_once"
+    container["env"] = [v for v in container["env"] if v not in added]
+    assert any(v["name"].endswith("GROUP_INSTANCE_ID") for v in container["env"])
+    assert once == plain
+
+
 @functools.cache
 def _kustomized(overlay: str) -> str:
     done = subprocess.run(
@@ -702,4 +713,4 @@ def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
         (container,) = pods(rendered(overlay))["StatefulSet"]["spec"]["containers"]
         asked = container["resources"]["limits"].get("nvidia.com/gpu")
         assert asked == ("1" if overlay == "gpu" else None)
-        assert container["image"].endswith(f"-{overlay}")
+        assert container["image"].endswith("-gpu" if overlay == "gpu" else "-cpu")
