@@ -24,11 +24,11 @@ import tempfile
 import time
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import IO, Final, Self
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -59,8 +59,26 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 # The kernel's promise holds for the *thread* that started the process: a broker started by a test's
 # helper thread would die with that thread. This one lives as long as the interpreter.
-_starter = ThreadPoolExecutor(1, "kafka-starter")
+_starter = ThreadPoolExecutor(1, "owned-process-starter")
 _running: set[KafkaBroker] = set()
+
+
+def start_owned(command: Sequence[str], log: IO[bytes], folder: Path) -> subprocess.Popen[bytes]:
+    """Start a server that does not outlive this interpreter, in a session of its own.
+
+    Its output goes into `log`. Being in another session, it does not see a ctrl-C: that reaches the
+    tests, which then close it.
+    """
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+    return _starter.submit(
+        subprocess.Popen,
+        [*launcher, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        start_new_session=True,
+    ).result()
 
 
 class KafkaUnavailableError(RuntimeError):
@@ -210,18 +228,9 @@ class KafkaBroker:
             If it ends, or does not answer within a minute; the message holds its log.
         """
         assert self._process is None, "the broker runs already"
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
         with self._log_file.open("ab") as log:
-            starting = _starter.submit(
-                subprocess.Popen,
-                [*launcher, *self._java("kafka.Kafka", str(self._config))],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._folder,
-                start_new_session=True,  # ctrl-C reaches the tests, which then close the broker
-            )
-            self._process = starting.result()
+            command = self._java("kafka.Kafka", str(self._config))
+            self._process = start_owned(command, log, self._folder)
         self._await_ready(time.monotonic() + _START_WITHIN_S)
         return self
 
