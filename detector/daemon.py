@@ -365,7 +365,7 @@ class Daemon:
         if fetched:
             self._metrics.stage.labels("batching").observe(self._consumer.waited_s)
             self._metrics.batch_wait.observe(self._consumer.waited_s)
-            fetched = self._replayed(fetched)
+            fetched = self._replayed(self._beyond(fetched))
         if fetched:
             work = self._take_in(fetched)
             self._hand_on(work)
@@ -401,6 +401,23 @@ class Daemon:
     def _from(self, partition: int, offset: int) -> ModelChange:
         version, model_hash = self._newest
         return ModelChange(partition, offset, model_hash, version)
+
+    def _beyond(self, fetched: list[PartitionMessages]) -> list[PartitionMessages]:
+        """Drop what was taken in before: a client may hand a message over twice."""
+        reached, left = self._partitions.reached, []
+        for part in fetched:
+            before, after = part.cut_at(reached.get(part.partition, 0))
+            if before is not None:
+                _log.warning(
+                    "messages handed over twice, dropped",
+                    partition=part.partition,
+                    first=int(before.offsets[0]),
+                    last=int(before.offsets[-1]),
+                )
+            if after is not None:
+                reached[part.partition] = int(after.offsets[-1]) + 1
+                left.append(after)
+        return left
 
     def _replayed(self, fetched: list[PartitionMessages]) -> list[PartitionMessages]:
         """Take messages that were decided before into the windows; return the others."""
@@ -708,6 +725,7 @@ class Daemon:
             replay_from=found.replay_from,
             **({"reason": found.reason} if found.reason else {}),
         )
+        self._partitions.reached[found.partition] = found.replay_from
         if found.replay_from < found.next_offset:
             self._partitions.replaying[found.partition] = found.next_offset
         self._partitions.positions[found.partition] = found.next_offset

@@ -224,12 +224,13 @@ class Decision:
                 "a partition was taken away before its events were committed"
             )
         ticket = self._ledger.open({}) if work is None else work.ticket
+        witnesses = self._keeper.witnesses()
         for partition, (key, value) in self._keeper.records(moved, self._snapshots(work)):
             self._publish_state(ticket, partition, key, value)
         if self._transaction is None:
             self._claim(ticket, moved)
         elif moved or self._transaction.dirty:
-            self._transaction.commit(self._ticks_topic, moved, group)
+            self._transaction.commit(self._ticks_topic, witnesses | moved, group)
             self._keeper.committed(moved)
             self._metrics.transactions.labels("committed").inc()
         self._moved.clear()

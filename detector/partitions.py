@@ -18,6 +18,8 @@ class Partitions:
         Next offset of what was taken in, by partition.
     generations
         How often each partition was given up, or began anew.
+    reached
+        Next offset to be fetched, by partition.
     replaying
         Partitions whose messages before an offset are taken into the windows only.
     """
@@ -26,6 +28,7 @@ class Partitions:
     positions: dict[int, int] = field(default_factory=dict)
     generations: dict[int, int] = field(default_factory=dict)
     replaying: dict[int, int] = field(default_factory=dict)
+    reached: dict[int, int] = field(default_factory=dict)
 
     def generations_of(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the present generation of each."""
@@ -41,3 +44,4 @@ class Partitions:
             self.generations[partition] = self.generations.get(partition, 0) + 1
             self.positions.pop(partition, None)
             self.replaying.pop(partition, None)
+            self.reached.pop(partition, None)

@@ -81,7 +81,9 @@ class Rig:
         metrics = Metrics(CollectorRegistry())
         pipeline = cast("Any", EveryTickIsAnEvent())
         refuse = lambda reason: self.failures.append(RuntimeError(reason))  # noqa: E731
-        keeper = SimpleNamespace(records=lambda *_: [], committed=lambda _: None, busy=False)
+        keeper = SimpleNamespace(
+            records=lambda *_: [], witnesses=dict, committed=lambda _: None, busy=False
+        )
         self.decision = Decision(
             pipeline,
             Outbox(Addresses("ticks", "anomalies", "dlq"), self.publisher, metrics, str, refuse),
