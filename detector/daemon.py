@@ -585,9 +585,9 @@ class Daemon:
 
     def _commit(self, *, wait: bool) -> None:
         """Commit what is acknowledged; a failed commit is counted and repeated by the next."""
-        if self._exactly_once:
-            return
         positions = self._ledger.take_committable()
+        if self._exactly_once:  # committed by transactions
+            return
         failed = self._consumer.commit_errors - self._commit_errors_seen
         if failed:
             self._metrics.commit_failures.inc(failed)

@@ -143,8 +143,10 @@ class Decision:
         """Decide and publish a work on the caller's thread; False if it has to be handed over.
 
         Never waits for brokers: publishes only what the producer's queue has room for, and leaves
-        commits to the thread.
+        commits to the thread. After a lost transaction the work is dropped, as it is there.
         """
+        if self.lost:
+            return True
         self.decide(work)
         if not self._outbox.room_for(work):
             return False

@@ -179,6 +179,7 @@ def test_works_are_dropped_after_a_loss_until_intake_began_anew() -> None:
     rig.decision.lose(TransactionLostError("gone"))
     rig.decision.recovered = True
     rig.decision._finish(rig.work(0, 5))
+    assert rig.decision.try_alone(rig.work(0, 7))
     assert not rig.publisher.dirty
     rig.decision.begin_anew()
     rig.decision._finish(rig.work(0, 5))

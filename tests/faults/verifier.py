@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -44,11 +44,14 @@ class Record:
         Within a group records must keep their order: the instrument's.
     content
         All that is a function of the input.
+    told
+        Which event it is and when it was told, for people.
     """
 
     identity: Hashable
     group: Hashable
     content: bytes
+    told: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ def judge(expected: Sequence[Record], seen: Sequence[Record]) -> Verdict:
     examples: list[str] = []
     latest: dict[Hashable, int] = {}
     met: set[Hashable] = set()
+    told: dict[Hashable, str] = {}
 
     def note(what: str, record: Record, detail: str = "") -> None:
         counts[what] += 1
@@ -114,10 +118,11 @@ def judge(expected: Sequence[Record], seen: Sequence[Record]) -> Verdict:
         if record.content != want.content:
             note("altered", record, f": {_difference(want.content, record.content)}")
         elif record.identity in met:
-            note("repeated", record)
+            note("repeated", record, f": first {told[record.identity]}, then {record.told}")
         if record.identity in met:
             continue
         met.add(record.identity)
+        told[record.identity] = record.told
         at = place[record.identity]
         if at < latest.get(record.group, -1):
             note("out_of_order", record)
@@ -174,7 +179,13 @@ def event_record(event: dict[str, Any]) -> Record:
     """Reduce an event's JSON object; `ts_detected` alone is no function of the input."""
     content = {name: value for name, value in event.items() if name != "ts_detected"}
     instrument = (event["publisher_id"], event["instrument_id"])
-    return Record(event["event_id"], instrument, orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+    source = event["source"]
+    told = (
+        f"{event['phase']} at {source['partition']}@{source['offset']}, detected "
+        f"{event['ts_detected'] / 1e9:.3f}"
+    )
+    content_json = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+    return Record(event["event_id"], instrument, content_json, told)
 
 
 def letter_record(letter: Message) -> Record:
