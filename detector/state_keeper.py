@@ -137,7 +137,7 @@ class StateKeeper:
         return bool(self._underway)
 
     def witnesses(self) -> dict[int, int]:
-        """Committed offsets of partitions whose snapshot is being written.
+        """Return the committed offsets of partitions whose snapshot is being written.
 
         Committed again with its records they prove that the partitions are still ours: a commit
         without offsets is refused to nobody.

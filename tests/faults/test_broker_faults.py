@@ -35,7 +35,9 @@ port = 0
 def create_topics(bootstrap: str) -> None:
     """Create the default topics with one partition."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    topics = [NewTopic(name, 1, 1) for name in ("ticks", "anomalies", "anomalies.dlq", "tapewatch.state")]
+    topics = [
+        NewTopic(name, 1, 1) for name in ("ticks", "anomalies", "anomalies.dlq", "tapewatch.state")
+    ]
     for created in admin.create_topics(topics).values():
         created.result(30)
 

@@ -8,7 +8,7 @@ from .board import Board
 from .parts import GREEN, ORANGE, RED, Panel, Said, heat, lines, number, steps
 from .queries import QUANTILES, Query, of, of_job, quantile, quantiles, rate
 
-STAGES: Final = ("batching", "decode", "features", "scoring", "publishing")
+STAGES: Final = ("batching", "decode", "features", "scoring", "publishing", "committing")
 _TICK_TO_EVENT: Final = "tapewatch_tick_to_event_seconds"
 _STAGE: Final = "tapewatch_stage_duration_seconds"
 _WAIT: Final = "tapewatch_batch_wait_seconds"
@@ -124,7 +124,8 @@ def _stages() -> list[Panel]:
                 f"{name} of each stage",
                 "Time that a micro-batch spent in one stage: waiting for its ticks (batching), "
                 "bytes to ticks (decode), windows (features), both networks and thresholds "
-                "(scoring), handing over to Kafka's client (publishing).",
+                "(scoring), handing over to Kafka's client (publishing), state and transaction "
+                "(committing).",
                 "s",
                 ("TapewatchLagGrowing",) if name == "p99" else (),
             ),
