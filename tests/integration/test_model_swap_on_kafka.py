@@ -143,6 +143,8 @@ def test_swaps_under_load_lead_to_the_events_of_a_replay(
     daemon = start_daemon(watching(desk)).wait_ready()
     load = Load(desk, tape)
     load.send(len(load.ticks) // 4)
+    # Taken in, so that there are episodes for the other model to end.
+    wait_until(lambda: daemon.metric("tapewatch_ticks_total") == load.sent, daemon)
     loaded_s = daemon.metric("tapewatch_model_loaded_timestamp_seconds")
     put(desk, other)
     load.send_until(lambda: in_force(daemon, other))
@@ -150,6 +152,7 @@ def test_swaps_under_load_lead_to_the_events_of_a_replay(
     load.send_until(lambda: daemon.metric("tapewatch_model_swaps_total", outcome="refused") == 1)
     assert in_force(daemon, other)
     load.send(len(load.ticks) // 4)
+    wait_until(lambda: daemon.metric("tapewatch_ticks_total") == load.sent, daemon)
     put(desk, model)
     load.send_until(lambda: in_force(daemon, model))
     assert daemon.metric("tapewatch_model_loaded_timestamp_seconds") > loaded_s
