@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## watch a synthetic market through an embedded broker, end 
 	$(BIN)/tapewatch demo
 
 test: $(INSTALLED)  ## run the tests, against a real Kafka where Java 17 and Maven exist
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m tests.suite $(PYTEST_ARGS)
 
 chaos: $(INSTALLED)  ## the fault tests in their long form, an hour and a half; ends with a table
 	$(BIN)/python -m tests.faults.chaos --long $(CHAOS_ARGS)

@@ -83,7 +83,7 @@ def test_two_consumers_of_a_group_share_the_partitions(embedded_broker: Embedded
         a.subscribe(["ticks"])
         b.subscribe(["ticks"])
         shares: list[set[int]] = [set(), set()]
-        for _ in range(int(DEADLINE_S)):
+        for _ in range(2 * int(DEADLINE_S)):
             for reader in (a, b):
                 reader.poll(0.5)
             shares = [{part.partition for part in reader.assignment()} for reader in (a, b)]
