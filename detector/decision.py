@@ -308,6 +308,7 @@ class Decision:
         """Drop what comes, until a transaction is possible again and intake has begun anew."""
         self.lost = True
         self._metrics.transactions.labels("aborted").inc()
+        self._metrics.commit_failures.inc()
         _log.warning("transaction lost, beginning anew from what is committed", reason=str(error))
 
     def _lose(self, error: TransactionLostError) -> None:

@@ -218,7 +218,9 @@ class Metrics:
             registry=registry,
         )
         self.commit_failures = Counter(
-            "tapewatch_commit_failures", "Offset commits that failed.", registry=registry
+            "tapewatch_commit_failures",
+            "Offset commits that failed, and transactions that were lost.",
+            registry=registry,
         )
         self._register_ready(registry)
         self._register_model(registry)

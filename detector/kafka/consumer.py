@@ -318,8 +318,8 @@ class TickConsumer:
         # The callbacks may have changed the assignment.
         again = [p for p in self._consumer.assignment() if p.partition not in self.held]
         self._consumer.resume(again)
-        if message is not None:
-            self._without_errors([message])
+        for read in self._without_errors([] if message is None else [message]):
+            self._seek(TopicPartition(self._topic, _PARTITION(read), _OFFSET(read)))  # not lost
 
     def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
         """Messages between the given next offsets and the end, from cached watermarks."""
