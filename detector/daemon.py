@@ -58,6 +58,8 @@ _BEAT_LIMIT_S: Final = 30.0
 _DRIFT_INTERVAL_S: Final = 10.0
 _ANSWER_S: Final = 5.0  # of the brokers, to one question
 _PAUSE_S: Final = 0.01
+_RETRY_S: Final = 1.0
+_LACKING_S: Final = 10.0
 _POLL_WITHIN_S: Final = 10.0  # the group takes a member that does not poll for dead, minutes later
 
 
@@ -175,6 +177,8 @@ class Daemon:
         self._drift_due = 0.0
         self._commit_errors_seen = 0
         self._uncommitted = False  # something was handed on since the last checkpoint
+        self._restore_due = 0.0
+        self._lacks_since = math.inf
         self._started = False
         self._winding_down = False
         self._offered: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
@@ -274,12 +278,6 @@ class Daemon:
 
     def _wait_for_topics(self) -> None:
         """Wait with backoff until a broker answers; refuse to start without the topics."""
-        names = self._settings
-        wanted = [names.ticks, names.anomalies, names.dead_letters]
-        if names.latents is not None:
-            wanted.append(names.latents)
-        if self._keeper is not None:
-            wanted.append(names.state)
         wait_s = 0.5
         while not self._stop.is_set():
             self._beat = time.monotonic()
@@ -291,27 +289,31 @@ class Daemon:
                 self._stop.wait(wait_s)
                 wait_s = min(10.0, wait_s * 2)
                 continue
-            self._check_state_topic(topics)
-            missing = [name for name in wanted if name not in topics]
-            if missing:
-                raise DaemonFailedError(
-                    f"topics {', '.join(missing)} do not exist, or this user may not see them; "
-                    "create them with `tapewatch topics create`, or ask for the right to describe "
-                    "them"
-                )
+            if lacking := self._lacking(topics):
+                raise DaemonFailedError(lacking)
             return
 
-    def _check_state_topic(self, topics: Mapping[str, int]) -> None:
-        """Refuse a topic of state that cannot hold every partition's."""
+    def _lacking(self, topics: Mapping[str, int]) -> str:
+        """Say which topics are missing or too small, given the partitions of those there are."""
         names = self._settings
-        if self._keeper is None or not {names.state, names.ticks} <= set(topics):
-            return
-        if topics[names.state] < topics[names.ticks]:
-            raise DaemonFailedError(
+        wanted = [names.ticks, names.anomalies, names.dead_letters]
+        if names.latents is not None:
+            wanted.append(names.latents)
+        if self._keeper is not None:
+            wanted.append(names.state)
+        missing = [name for name in wanted if name not in topics]
+        if missing:
+            return (
+                f"topics {', '.join(missing)} do not exist, or this user may not see them; create "
+                "them with `tapewatch topics create`, or ask for the right to describe them"
+            )
+        if self._keeper is not None and topics[names.state] < topics[names.ticks]:
+            return (
                 f"topic {names.state} has {topics[names.state]} partitions, topic {names.ticks} "
                 f"has {topics[names.ticks]}: the state of a partition stands in the one of the "
                 "same number; give it as many"
             )
+        return ""
 
     def _transactions_possible(self) -> bool:
         """Wait until transactions can be begun; False if told to stop before."""
@@ -623,6 +625,7 @@ class Daemon:
     def _raise_if_unusable(self) -> None:
         for health in (self._consumer.health, self._publisher.health):
             if health.fatal is not None:
+                self._failure = self._failure or health.fatal  # told by `stopped`, too
                 raise DaemonFailedError(str(health.fatal)) from health.fatal
 
     def _drain(self, timeout_s: float) -> bool:
@@ -691,7 +694,7 @@ class Daemon:
         Returns without it while decision may still have something of theirs, or while no broker
         answers; intake then comes here again.
         """
-        if not self._decision.idle:
+        if not self._decision.idle or self._beat < self._restore_due:
             self._stay_a_member()
             return
         began = time.monotonic()
@@ -701,12 +704,29 @@ class Daemon:
             found = keeper.restore(places, self._beat)
         except TimeoutError as error:
             _log.warning("state cannot be restored yet, waiting", error=str(error))
+            self._restore_due = time.monotonic() + _RETRY_S
+            self._end_without_topics()
             self._stay_a_member()
             return
+        self._lacks_since = math.inf
         for each in found:
             self._take_up(each)
         self._consumer.go_to({each.partition: each.replay_from for each in found})
         self._metrics.restore.observe(time.monotonic() - began)
+
+    def _end_without_topics(self) -> None:
+        """Raise if a topic has been missing or too small for a while: waiting does not mend that.
+
+        A broker that has just started may not know all of them at once.
+        """
+        try:
+            lacking = self._lacking(self._consumer.topics(_ANSWER_S))
+        except TimeoutError:
+            return
+        now = time.monotonic()
+        self._lacks_since = min(self._lacks_since, now) if lacking else math.inf
+        if lacking and now - self._lacks_since >= _LACKING_S:
+            raise DaemonFailedError(lacking)
 
     def _stay_a_member(self) -> None:
         self._raise_if_unusable()

@@ -221,7 +221,8 @@ class StateKeeper:
         self._write_on(partition, reader, base)
         if new:
             return Restored(partition, "new", base, place.next_offset)
-        return Restored(partition, "warm_up", base, place.next_offset, found.detail)
+        reason = "; ".join(filter(None, [place.note, found.detail]))
+        return Restored(partition, "warm_up", base, place.next_offset, reason)
 
     def _write_on(
         self, partition: int, reader: StateReader, base_offset: int | None = None

@@ -11,8 +11,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from typer.testing import CliRunner
 
 from detector.cli import app
-from detector.kafka import Connection, Publisher, TickConsumer
+from detector.kafka import Connection, Place, Publisher, TickConsumer
 from detector.kafka import consumer as consuming
+from detector.kafka.consumer import place_of
 from detector.replaying import ReplayRequest
 from tests.running import wait_until
 
@@ -165,3 +166,12 @@ def test_replay_takes_files_as_a_shell_lists_them(monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(app, ["replay", "--ticks", "a.dbn", "b.dbn", "--topic", "t"])
     assert result.exit_code == 0, result.output
     assert asked[0].files == (Path("a.dbn"), Path("b.dbn"))
+
+
+def test_where_a_group_stands_is_within_what_is_retained() -> None:
+    """An offset that is gone or beyond the end is replaced, and the place says what that skips."""
+    assert place_of(20, 10, 30) == Place(10, 20, committed=True)
+    gone, beyond = place_of(20_000, 30_000, 40_000), place_of(47_173, 0, 42_173)
+    assert (gone.next_offset, beyond.next_offset) == (30_000, 42_173)
+    assert "10,000 messages from offset 20000 on are gone" in gone.note
+    assert "47173 lies beyond the end" in beyond.note

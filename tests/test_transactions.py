@@ -205,6 +205,15 @@ def test_a_right_that_is_missing_is_named(mock_cluster: MockCluster) -> None:
     publisher.close(0.0)
 
 
+def test_a_timeout_beyond_the_brokers_names_its_key(mock_cluster: MockCluster) -> None:
+    """Asking again would be in vain."""
+    mock_cluster.fail(Request.INIT_PRODUCER_ID, KafkaError.INVALID_TRANSACTION_TIMEOUT)
+    publisher = TransactionalPublisher(Connection(mock_cluster.bootstrap), "group-one", 5.0)
+    with pytest.raises(KafkaUnusableError, match=r"commit\.transaction_timeout_ms = 5000"):
+        publisher.recover()
+    publisher.close(0.0)
+
+
 def test_a_record_refused_for_good_is_told_and_loses_the_transaction(rig: Rig) -> None:
     """A record that is too large is told to its sender; the transaction cannot be committed."""
     rig.cluster.fail(Request.PRODUCE, KafkaError.MSG_SIZE_TOO_LARGE)

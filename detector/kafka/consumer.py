@@ -90,11 +90,25 @@ class Place:
         one to be read.
     committed
         Whether the group committed it.
+    note
+        Why it is not the committed offset itself, where it is another.
     """
 
     low: int
     next_offset: int
     committed: bool
+    note: str = ""
+
+
+def place_of(committed: int, low: int, high: int) -> Place:
+    """Return where a group stands that committed an offset, given what is retained."""
+    if committed < low:
+        gone = f"{low - committed:,} messages from offset {committed} on are gone and not scored"
+        return Place(low, low, committed=True, note=f"{gone}: the topic begins at {low}")
+    if committed > high:
+        note = f"the committed offset {committed} lies beyond the end of the topic, {high}"
+        return Place(low, high, committed=True, note=f"{note}: going on from there")
+    return Place(low, committed, committed=True)
 
 
 class Assignment(Protocol):
@@ -265,11 +279,11 @@ class TickConsumer:
                 if each.error is not None:
                     raise TimeoutError(each.error.str())
                 low, high = self._consumer.get_watermark_offsets(each, timeout=timeout_s)
-                first = high if self._from_the_end else low
-                committed = each.offset >= 0
-                places[each.partition] = Place(
-                    low, each.offset if committed else first, committed=committed
-                )
+                if each.offset < 0:
+                    first = high if self._from_the_end else low
+                    places[each.partition] = Place(low, first, committed=False)
+                else:
+                    places[each.partition] = place_of(each.offset, low, high)
         except KafkaException as error:
             raise TimeoutError(str(error.args[0].str())) from error
         return places

@@ -299,5 +299,11 @@ class TransactionalPublisher(Publisher):
                 f"Kafka: {error.name()}: this user may not use the transactional id "
                 f"{self._properties['transactional.id']}: {error.str()}"
             ) from None
+        if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+            raise KafkaUnusableError(
+                f"Kafka: {error.name()}: commit.transaction_timeout_ms = "
+                f"{self._timeout_s * 1e3:.0f} is more than the brokers' transaction.max.timeout.ms "
+                "allows; lower it"
+            ) from None
         if self.health.fatal is not None:
             raise self.health.fatal from None
