@@ -51,7 +51,8 @@ from detector.wire import Decoder, make_decoder
 
 _log = structlog.get_logger("tapewatch")
 EXIT_WITHIN_S: Final = 10.0
-READ_STATE_WITHIN_S: Final = 60.0
+READ_STATE_WITHIN_S: Final = 5.0
+"""Without anything new. It is tried again, and in between the group sees that the member lives."""
 
 
 def connection_of(config: Config) -> Connection:

@@ -48,7 +48,7 @@ def read_state(
     take
         Given each record that has a key.
     timeout_s
-        Seconds after which it is given up.
+        Seconds without an answer, or a record, after which it is given up.
     going_on
         Called now and then.
 
@@ -83,10 +83,12 @@ def read_state(
         while left:
             if time.monotonic() >= deadline:
                 raise TimeoutError(
-                    f"topic {topic} was not read to its end within {timeout_s:.0f} s"
+                    f"topic {topic}: nothing came for {timeout_s:.0f} s, and partitions "
+                    f"{sorted(left)} are not read to their end; a transaction may be open there"
                 )
             going_on()
             for message in consumer.consume(_BATCH, _POLL_S):
+                deadline = time.monotonic() + timeout_s
                 partition, error = message.partition(), message.error()
                 if error is None:
                     key, value = message.key(), message.value()
