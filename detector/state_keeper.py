@@ -22,7 +22,6 @@ Source = Literal["new", "snapshot", "other_model", "warm_up"]
 """Where a partition's state is from: it is new; restored; restored, but for what depends on scores,
 because that is another model's; or windows warmed with what the topic retains."""
 
-SOURCES: Final[tuple[Source, ...]] = ("new", "snapshot", "other_model", "warm_up")
 CHUNKS_A_COMMIT: Final = 4
 """Records of a snapshot that one commit carries: a transaction must stay short."""
 
@@ -213,7 +212,8 @@ class StateKeeper:
             base = found.snapshot_offset
             self._write_on(partition, reader)
             source: Source = "snapshot" if same else "other_model"
-            reason = "" if same else f"it is of model {found.model_version}"
+            other = "" if same else f"it is of model {found.model_version}"
+            reason = "; ".join(filter(None, [place.note, other]))
             return Restored(partition, source, base, place.next_offset, reason)
         self._pipeline.restore(partition, {}, {}, ())
         new = not place.committed and found.reason == "none"

@@ -86,6 +86,23 @@ class Publisher:
             if acknowledge is not None:
                 acknowledge(None if error is None else f"{error.name()}: {error.str()}")
 
+        try:
+            self._produce(topic, key, value, headers, partition, report)
+        except KafkaException as error:  # refused at once, for example for its size
+            if acknowledge is None:
+                raise
+            acknowledge(str(error.args[0]))
+
+    def _produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        partition: int,
+        report: Callable[[KafkaError | None, Message], None],
+    ) -> None:
+        """Give the client one record, waiting while its queue is full."""
         while True:
             try:
                 self._producer.produce(
@@ -98,11 +115,6 @@ class Publisher:
                 )
             except BufferError:
                 time.sleep(0.005)
-            except KafkaException as error:  # refused at once, for example for its size
-                if acknowledge is None:
-                    raise
-                acknowledge(str(error.args[0]))
-                return
             else:
                 return
 

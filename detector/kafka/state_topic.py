@@ -7,7 +7,7 @@ records are only those of committed transactions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -37,9 +37,8 @@ def read_state(
     partitions: Iterable[int],
     take: Take,
     timeout_s: float,
-    going_on: Callable[[], None] = lambda: None,
-) -> int:
-    """Hand over the records of partitions; return how many bytes that were.
+) -> None:
+    """Hand over the records of partitions.
 
     Parameters
     ----------
@@ -49,8 +48,6 @@ def read_state(
         Given each record that has a key.
     timeout_s
         Seconds without an answer, or a record, after which it is given up.
-    going_on
-        Called now and then.
 
     Raises
     ------
@@ -63,7 +60,7 @@ def read_state(
     ends = _ends(connection, topic, partitions, timeout_s)
     left = {partition for partition, end in ends.items() if end > 0}
     if not left:
-        return 0
+        return
     consumer = Consumer(
         {
             "fetch.wait.max.ms": 10,
@@ -77,36 +74,46 @@ def read_state(
             "group.protocol": "classic",
         }
     )
-    read = 0
+    begun: dict[int, int] = {}  # where an open transaction begins, or the end, by partition
     try:
         consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in sorted(left)])
         while left:
             if time.monotonic() >= deadline:
+                places = {partition: begun.get(partition) for partition in sorted(left)}
                 raise TimeoutError(
-                    f"topic {topic}: nothing came for {timeout_s:.0f} s, and partitions "
-                    f"{sorted(left)} are not read to their end; a transaction may be open there"
+                    f"topic {topic}: nothing came for {timeout_s:.0f} s, but not all is read; open "
+                    f"transactions begin, by partition, at {places}"
                 )
-            going_on()
             for message in consumer.consume(_BATCH, _POLL_S):
                 deadline = time.monotonic() + timeout_s
                 partition, error = message.partition(), message.error()
                 if error is None:
                     key, value = message.key(), message.value()
                     if partition is not None and key is not None:
-                        read += len(key) + len(value or b"")
                         take(partition, key, value)
-                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
-                    # With a transaction under way this is where it began, not yet the end.
-                    if partition is not None and (message.offset() or 0) >= ends[partition]:
-                        left.discard(partition)
-                elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    raise KafkaUnusableError(
-                        f"Kafka: {error.name()}: this user may not read topic {topic}: "
-                        f"{error.str()}"
-                    )
+                elif partition is not None:
+                    _note(error, topic, partition, message.offset() or 0, ends, begun)
+            left -= {p for p, at in begun.items() if at >= ends[p]}
     finally:
         consumer.close()
-    return read
+
+
+def _note(
+    error: KafkaError,
+    topic: str,
+    partition: int,
+    offset: int,
+    ends: Mapping[int, int],
+    begun: dict[int, int],
+) -> None:
+    """Take note of an end that was reached, or raise what keeps us from reading."""
+    if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+        # With a transaction under way this is where it began, not yet the end.
+        begun[partition] = min(offset, ends[partition])
+    elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        raise KafkaUnusableError(
+            f"Kafka: {error.name()}: this user may not read topic {topic}: {error.str()}"
+        )
 
 
 def _ends(

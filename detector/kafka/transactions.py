@@ -178,25 +178,13 @@ class TransactionalPublisher(Publisher):
             if error is not None and error.code() in _FOR_GOOD and acknowledge is not None:
                 acknowledge(f"{error.name()}: {error.str()}")
 
-        while True:
-            try:
-                self._producer.produce(
-                    topic,
-                    value=value,
-                    key=key,
-                    headers=list(headers),
-                    partition=partition,
-                    on_delivery=delivered,
-                )
-            except BufferError:
-                time.sleep(0.005)
-            except KafkaException as error:
-                code = error.args[0].code()
-                if code in _FOR_GOOD and acknowledge is not None:
-                    acknowledge(str(error.args[0]))
-                raise TransactionLostError(str(error.args[0].str())) from error
-            else:
-                break
+        try:
+            self._produce(topic, key, value, headers, partition, delivered)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in _FOR_GOOD and acknowledge is not None:
+                acknowledge(str(error.args[0]))
+            raise TransactionLostError(str(error.args[0].str())) from error
         self._published += 1
         if acknowledge is not None:
             self._pending.append(acknowledge)

@@ -50,8 +50,8 @@ def judged(place: Place, fault: str, delivery: Delivery, times: int) -> Report:
 SLOW_RETURN = pytest.mark.xfail(
     raises=FaultError,
     strict=False,
-    reason="known: after a killed broker's return, reading state now and then gets no end for a "
-    "minute; nothing is lost or repeated, but it does not catch up in the time of this test",
+    reason="known: a killed broker can leave a transaction hanging in a partition, which no reader "
+    "of committed records gets past until somebody aborts it (docs/guarantees.md)",
 )
 
 
