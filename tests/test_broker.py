@@ -79,7 +79,13 @@ def test_two_consumers_of_a_group_share_the_partitions(embedded_broker: Embedded
     embedded_broker.create_topic("ticks")
     for partition in range(PARTITIONS):
         produce(embedded_broker.bootstrap, "ticks", [b"%d" % partition], partition)
-    with consumer(embedded_broker.bootstrap) as a, consumer(embedded_broker.bootstrap) as b:
+    # A member that misses one step of a rebalance is asked again when its session is over, which by
+    # default takes 45 s, longer than this test waits.
+    short = {"session.timeout.ms": 6000}
+    with (
+        consumer(embedded_broker.bootstrap, short) as a,
+        consumer(embedded_broker.bootstrap, short) as b,
+    ):
         a.subscribe(["ticks"])
         b.subscribe(["ticks"])
         shares: list[set[int]] = [set(), set()]

@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.faults import FAULTS, happen, prepare
-from tests.faults.members import FaultError
 from tests.faults.place import Ports
 from tests.faults.run import Place, Report
 from tests.faults.verifier import Delivery
@@ -48,20 +46,10 @@ def judged(place: Place, fault: str, delivery: Delivery, times: int) -> Report:
     return report
 
 
-HANGING = re.compile(r"open transactions begin, by partition, at .*\d+: \d+")
-"""What a daemon says that waits for a transaction to end. A killed broker can leave one that nobody
-ends (docs/guarantees.md): then there is nothing to be judged."""
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_exactly_once(place: Place, fault: str) -> None:
     """No event and no dead letter is lost, repeated, altered, invented or out of order."""
-    try:
-        report = judged(place, fault, "exactly_once", FAULTS[fault].short)
-    except FaultError as error:
-        if fault == "broker" and HANGING.search(str(error)):
-            pytest.xfail("the killed broker left a transaction hanging")
-        raise
+    report = judged(place, fault, "exactly_once", FAULTS[fault].short)
     assert report.events is not None
     assert report.events.seen == report.events.expected
 
