@@ -350,6 +350,13 @@ class StateConfig(_Section):
         description="Time between two snapshots of a partition's windows, in seconds; a restart "
         "reads the ticks since the last one again.",
     )
+    snapshot_ticks: int = Field(
+        default=1_000_000,
+        ge=1_000,
+        description="Ticks since the last snapshots of a process' partitions, all together, from "
+        "which on snapshots come sooner than snapshot_interval_s: it bounds what a restart reads "
+        "again, whatever the rate.",
+    )
     warm_up_messages: int = Field(
         default=1_000_000,
         ge=0,

@@ -44,6 +44,7 @@ from detector.partitions import Partitions
 from detector.pipeline import Pipeline, Prepared
 from detector.state_checks import Arrays
 from detector.state_keeper import Restored, StateKeeper
+from detector.ticks import Batch
 from detector.wire import Decoder
 from detector.work import Work
 
@@ -449,6 +450,7 @@ class Daemon:
         self._metrics.replayed.inc(len(part.values))
         if decoded.batch is not None and len(decoded.batch):
             self._pipeline.replay(decoded.batch)
+            self._count_for_snapshot(decoded.batch)
         if isinstance(self._publisher, TransactionalPublisher):
             self._publisher.step("replaying")
 
@@ -490,6 +492,7 @@ class Daemon:
             if decoded.batch is not None and len(decoded.batch):
                 n_ticks += len(decoded.batch)
                 prepared = self._pipeline.prepare(decoded.batch)
+                self._count_for_snapshot(decoded.batch)
                 self._check_placement(prepared)
                 work.prepared.append(prepared)
             now = time.perf_counter()
@@ -501,6 +504,10 @@ class Daemon:
         metrics.batch_ticks.observe(n_ticks)
         self._ticks_per_message += 0.2 * (max(1, n_ticks / n_messages) - self._ticks_per_message)
         return work
+
+    def _count_for_snapshot(self, batch: Batch) -> None:
+        if self._keeper is not None:
+            self._keeper.taken_in(batch.partition, len(batch))
 
     def _check_placement(self, prepared: Prepared) -> None:
         """Count instruments seen in two partitions; looks only when one was newly tracked."""

@@ -329,6 +329,7 @@ class Service:
                 connection, config.topics.state, partitions, take, READ_STATE_WITHIN_S
             ),
             config.state.snapshot_interval_s,
+            config.state.snapshot_ticks,
             config.state.warm_up_messages,
         )
 

@@ -22,7 +22,7 @@ Source = Literal["new", "snapshot", "other_model", "warm_up"]
 """Where a partition's state is from: it is new; restored; restored, but for what depends on scores,
 because that is another model's; or windows warmed with what the topic retains."""
 
-CHUNKS_A_COMMIT: Final = 4
+CHUNKS_A_COMMIT: Final = 8
 """Records of a snapshot that one commit carries: a transaction must stay short."""
 
 _SPREAD: Final = 0.618034  # neighbouring partitions' snapshots fall far from each other
@@ -71,6 +71,8 @@ class StateKeeper:
         Reads the topic of state.
     snapshot_interval_s
         Time between two snapshots of a partition, in seconds.
+    snapshot_ticks
+        Ticks since the last snapshots, of all partitions together, from which on they come sooner.
     warm_up_messages
         Most messages that windows are warmed with where there is no usable snapshot.
     """
@@ -83,6 +85,7 @@ class StateKeeper:
         pipeline: Pipeline,
         read: Read,
         snapshot_interval_s: float,
+        snapshot_ticks: int,
         warm_up_messages: int,
     ) -> None:
         self._group, self._topic = group, topic
@@ -90,10 +93,12 @@ class StateKeeper:
         self._pipeline = pipeline
         self._read = read
         self._interval_s = snapshot_interval_s
+        self._most_ticks = snapshot_ticks
         self._warm_up = warm_up_messages
         self._lock = threading.Lock()  # partitions may go while a commit is prepared
         self._writers: dict[int, StateWriter] = {}
         self._due: dict[int, float] = {}
+        self._since: dict[int, int] = {}  # ticks since the last snapshot began
         self._underway: dict[int, tuple[int, Iterator[Record]]] = {}
         self._committed: dict[int, int] = {}
 
@@ -111,6 +116,7 @@ class StateKeeper:
         for each in found:
             wait_s = self._interval_s * (1 - 0.5 * (each.partition * _SPREAD % 1))
             self._due[each.partition] = now_s + (0.0 if each.source == "warm_up" else wait_s)
+            self._since[each.partition] = 0
         return found
 
     def release(self, partitions: Iterable[int]) -> None:
@@ -120,15 +126,29 @@ class StateKeeper:
                 self._writers.pop(partition, None)
                 self._underway.pop(partition, None)
                 self._due.pop(partition, None)
+                self._since.pop(partition, None)
                 self._committed.pop(partition, None)
 
+    def taken_in(self, partition: int, ticks: int) -> None:
+        """Count ticks that went into the windows, be it for the second time."""
+        if partition in self._since:
+            self._since[partition] += ticks
+
     def due(self, partitions: Iterable[int], now_s: float) -> int | None:
-        """Return one of the partitions if its next snapshot is due."""
-        for partition in partitions:
-            if partition not in self._underway and now_s >= self._due.get(partition, now_s + 1):
-                self._due[partition] = now_s + self._interval_s
-                return partition
-        return None
+        """Return one of the partitions if its next snapshot is due.
+
+        It is when its time has come, and when too many ticks have come since the last snapshots of
+        all partitions and at least its share of them is its own: then that with the most.
+        """
+        able = [p for p in partitions if p in self._due and p not in self._underway]
+        found = next((p for p in able if now_s >= self._due[p]), None)
+        if found is None and able and sum(self._since.values()) >= self._most_ticks:
+            most = max(able, key=self._since.__getitem__)
+            found = most if self._since[most] * len(self._since) >= self._most_ticks else None
+        if found is not None:
+            self._due[found] = now_s + self._interval_s
+            self._since[found] = 0
+        return found
 
     @property
     def busy(self) -> bool:

@@ -43,11 +43,20 @@ class Topic:
 class Member:
     """A process: a pipeline and its keeper, on a topic that outlives it."""
 
-    def __init__(self, scorer: Scorer, topic: Topic, warm_up: int = 1_000) -> None:
+    def __init__(
+        self, scorer: Scorer, topic: Topic, warm_up: int = 1_000, snapshot_ticks: int = 1_000_000
+    ) -> None:
         self.topic = topic
         self.pipeline = Pipeline(SMALL, scorer, SPEC)
         self.keeper = StateKeeper(
-            "group", "ticks", SMALL.fingerprint, self.pipeline, topic.read, 60.0, warm_up
+            "group",
+            "ticks",
+            SMALL.fingerprint,
+            self.pipeline,
+            topic.read,
+            60.0,
+            snapshot_ticks,
+            warm_up,
         )
 
     def commit(self, moved: dict[int, int], *snapshots: int) -> int:
@@ -184,6 +193,72 @@ def test_snapshots_are_due_by_turns(scorers: tuple[Scorer, Scorer]) -> None:
     assert set(times) == set(range(4))
     assert len(set(times.values())) == 4
     assert all(30 <= at <= 60 for at in times.values())
+
+
+@pytest.mark.parametrize("shares", [(1, 1, 1, 1), (0, 1, 2, 9), (0, 0, 0, 1)])
+def test_ticks_to_be_read_again_are_bounded(
+    scorers: tuple[Scorer, Scorer], shares: tuple[int, ...]
+) -> None:
+    """Whatever the rates, the sum stays below the bound and a batch; snapshots are as few as that.
+
+    Between two of them at least a partition's share of the bound comes in.
+    """
+    bound, batch = 1_000, 13
+    member = Member(scorers[0], Topic(), snapshot_ticks=bound)
+    member.keeper.restore({p: Place(0, 0, committed=False) for p in range(4)}, 0.0)
+    since, taken, snapshots = dict.fromkeys(range(4), 0), 0, 0
+    for number in range(2_000):
+        partition = [p for p in range(4) for _ in range(shares[p])][number % sum(shares)]
+        member.keeper.taken_in(partition, batch)
+        since[partition] += batch
+        taken += batch
+        while (due := member.keeper.due(range(4), 0.0)) is not None:
+            since[due] = 0
+            snapshots += 1
+        assert sum(since.values()) < bound
+    assert 0 < snapshots <= taken // (bound // 4)
+
+
+def test_a_partition_without_its_share_waits_for_the_others(
+    scorers: tuple[Scorer, Scorer],
+) -> None:
+    """Of a batch of one partition, a snapshot that takes next to nothing off the sum is not due."""
+    member = Member(scorers[0], Topic(), snapshot_ticks=1_000)
+    member.keeper.restore({p: Place(0, 0, committed=False) for p in range(2)}, 0.0)
+    member.keeper.taken_in(0, 950)
+    member.keeper.taken_in(1, 60)
+    assert member.keeper.due([1], 0.0) is None
+    assert member.keeper.due([0, 1], 0.0) == 0
+    assert member.keeper.due([0, 1], 0.0) is None
+
+
+def test_a_snapshot_under_way_is_not_begun_again(
+    scorers: tuple[Scorer, Scorer], ticks: TickBatch
+) -> None:
+    """While one is written, more ticks bring no second one of the same partition."""
+    member = Member(scorers[0], Topic(), snapshot_ticks=1_000)
+    member.keeper.restore({0: Place(0, 0, committed=False)}, 0.0)
+    member.pipeline.process(ticks[:200])
+    member.keeper.taken_in(0, 1_000)
+    assert member.keeper.due([0], 0.0) == 0
+    member.commit({0: 200}, 0)
+    member.keeper.taken_in(0, 1_000)
+    assert member.keeper.due([0], 0.0) is None
+    member.commit({})
+    assert member.keeper.due([0], 0.0) == 0
+
+
+def test_released_partitions_count_no_more(scorers: tuple[Scorer, Scorer]) -> None:
+    """Nor does what is still taken in of them."""
+    member = Member(scorers[0], Topic(), snapshot_ticks=1_000)
+    member.keeper.restore({p: Place(0, 0, committed=False) for p in range(2)}, 0.0)
+    member.keeper.taken_in(0, 900)
+    member.keeper.release([0])
+    member.keeper.taken_in(0, 900)
+    member.keeper.taken_in(1, 900)
+    assert member.keeper.due([0, 1], 0.0) is None
+    member.keeper.taken_in(1, 100)
+    assert member.keeper.due([0, 1], 0.0) == 1
 
 
 def test_what_is_released_is_not_told(scorers: tuple[Scorer, Scorer], ticks: TickBatch) -> None:

@@ -99,3 +99,23 @@ def test_a_killed_daemon_goes_on_where_it_was(
 def _id(message: Message) -> str:
     found: str = json.loads(message.value() or b"")["event_id"]
     return found
+
+
+def test_what_is_read_again_is_bounded_by_ticks(
+    desk: Desk, tape: Tape, start_daemon: StartDaemon
+) -> None:
+    """Whatever the interval: enough ticks bring a snapshot, and a restart begins there."""
+    config = config_of(desk, "exactly_once").replace(
+        "snapshot_interval_s = 0.5", "snapshot_interval_s = 86400\nsnapshot_ticks = 1000"
+    )
+    records = all_ticks(tape)
+    assert len(records) > 4_000
+    daemon = start_daemon(config).wait_ready()
+    for half in (records[::2], records[1::2]):
+        produce_all(desk.bootstrap, desk.ticks, half)
+        wait_until(desk.caught_up, daemon)
+    daemon.kill()
+    daemon = start_daemon(config).wait_ready()
+    assert daemon.metric("tapewatch_partitions_restored_total", source="snapshot") == PARTITIONS
+    assert daemon.metric("tapewatch_messages_replayed_total") < len(records) * 3 / 4
+    assert daemon.terminate() == 0, daemon.log
