@@ -26,6 +26,7 @@ import psutil
 from confluent_kafka import Producer
 
 from detector.bench import Progress
+from detector.cli import STATE_TOPIC
 from detector.errors import FailedError
 from detector.kafka import Connection, TopicPlan, create_topics
 from tests.kafka_broker import REPOSITORY, KafkaBroker, free_ports
@@ -69,7 +70,7 @@ class Cluster:
         plans = [
             TopicPlan(names.anomalies, partitions, {}),
             TopicPlan(names.dead_letters, 1, {}),
-            TopicPlan(names.state, partitions, {"cleanup.policy": "compact"}),
+            TopicPlan(names.state, partitions, STATE_TOPIC),
         ]
         if ticks is None:
             plans.append(TopicPlan(names.ticks, partitions, {}))

@@ -194,9 +194,9 @@ def _toml(value: object) -> str:
 STATE_TOPIC: Final = {
     "cleanup.policy": "compact",
     "max.compaction.lag.ms": "600000",
-    # Only segments that are full are compacted, and of a busy group's snapshots the default of
-    # 1 GB would gather in every partition.
-    "segment.bytes": str(64 * 1024 * 1024),
+    # Only full segments are compacted: with the default of 1 GB that much of void snapshots could
+    # gather in each partition of a busy group.
+    "segment.bytes": str(16 * 1024 * 1024),
     # Each delta has a key of its own, so that its tombstone stays this long; a day by default. A
     # reader slower than that meets deltas that lead nowhere, which it passes over anyway.
     "delete.retention.ms": "600000",

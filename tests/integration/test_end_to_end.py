@@ -17,8 +17,10 @@ import jsonschema
 import numpy as np
 import pytest
 from confluent_kafka import Message
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 from detector.artifact import read_artifact
+from detector.cli import STATE_TOPIC
 from detector.events import event_schema
 from detector.pipeline import Pipeline, PipelineSpec
 from detector.scorer import Scorer
@@ -368,7 +370,7 @@ def test_second_copy_on_the_same_port_is_refused(
 
 
 def test_topics_create_twice(kafka_bootstrap: str) -> None:
-    """`topics create` makes every topic that is named, and is content when they exist."""
+    """`topics create` makes every topic that is named, that of state so that it stays small."""
     names = {
         f"TAPEWATCH_TOPICS__{n.upper()}": f"{n}-{uuid.uuid4().hex[:6]}"
         for n in ("ticks", "anomalies", "dead_letters", "state", "latents")
@@ -390,6 +392,14 @@ def test_topics_create_twice(kafka_bootstrap: str) -> None:
     assert set(results[0].values()) == {"created"}
     assert set(results[1].values()) == {"exists"}
     assert set(results[0]) == set(names.values())
+    state = ConfigResource(ConfigResource.Type.TOPIC, names["TAPEWATCH_TOPICS__STATE"])
+    admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
+    (asked,) = admin.describe_configs([state]).values()
+    found = {name: entry.value for name, entry in asked.result(30).items()}
+    assert {name: found[name] for name in STATE_TOPIC} == STATE_TOPIC
+    # What is void when state is read is bounded by little more than a segment.
+    assert int(found["segment.bytes"]) <= 16 << 20
+    assert int(found["delete.retention.ms"]) <= 600_000
 
 
 def test_events_command_follows_the_topic(
