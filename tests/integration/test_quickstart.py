@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY, leave_out
 from tests.kafka_broker import KafkaBroker, free_ports, start_owned
 from tests.pages import shell_blocks
@@ -37,6 +39,7 @@ def kept(text: str, folder: Path, name: str, environment: dict[str, str]) -> Ite
         process.wait(20)
 
 
+@pytest.mark.timeout(600)
 def test_the_page_works_as_it_stands(kafka_broker: KafkaBroker, tape: Tape, tmp_path: Path) -> None:
     """Blocks marked to run, in order, end with the reader's ticks in Prometheus and an event."""
     if shutil.which("prometheus") is None or shutil.which("promtool") is None:
@@ -50,7 +53,7 @@ def test_the_page_works_as_it_stands(kafka_broker: KafkaBroker, tape: Tape, tmp_
         "localhost:9108": f"localhost:{http}",
         "localhost:9090": f"localhost:{prometheus}",
         "prometheus --config": f"prometheus --web.listen-address=127.0.0.1:{prometheus} --config",
-        "tapewatch train": "tapewatch train --epochs 3",
+        "tapewatch train": "tapewatch train --epochs 2",
     }
     environment = plain_environment() | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
