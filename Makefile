@@ -11,7 +11,7 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 	$$each -c '$(FITS)' >/dev/null 2>&1 && { echo $$each; break; }; done)
 
-.PHONY: help setup demo test chaos check audit fmt bench docs dashboards lock ci clean
+.PHONY: help setup demo kafka test chaos pictures check audit fmt bench docs dashboards lock ci clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,9 @@ demo: $(INSTALLED)  ## watch a synthetic market through an embedded broker, end 
 
 test: $(INSTALLED)  ## run the tests, against a real Kafka where Java 17 and Maven exist
 	$(BIN)/python -m tests.suite $(PYTEST_ARGS)
+
+kafka: $(INSTALLED)  ## a Kafka to try things with, on localhost:9092 until ctrl-C; needs Java 17 and Maven
+	$(BIN)/python -m tests.kafka_broker
 
 chaos: $(INSTALLED)  ## the fault tests in their long form, an hour and a half; ends with a table
 	$(BIN)/python -m tests.faults.chaos --long $(CHAOS_ARGS)
@@ -59,6 +62,9 @@ bench: $(INSTALLED)  ## measure against ceilings of the same run; writes a table
 
 docs: $(INSTALLED)  ## write the documents that are generated from definitions
 	$(BIN)/python -m detector.documents
+
+pictures: $(INSTALLED)  ## draw docs/pictures/terminal.svg from a run of the demo
+	$(BIN)/python -m training.demo.picture docs/pictures/terminal.svg
 
 dashboards: $(INSTALLED)  ## write Grafana's dashboards from their code in deploy/grafana/boards
 	$(BIN)/python -m deploy.grafana.boards

@@ -39,6 +39,9 @@ class _QuietHandler(WSGIRequestHandler):
     """Does not write a line to standard error for every scrape."""
 
     timeout = CONNECTION_S
+    # One call to send an answer, not one for each line of its head: every call hands the
+    # interpreter to the ticks' threads, which return it when it suits them.
+    wbufsize = 1 << 18
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""

@@ -20,7 +20,6 @@ import structlog
 from prometheus_client import (
     GC_COLLECTOR,
     PLATFORM_COLLECTOR,
-    PROCESS_COLLECTOR,
     CollectorRegistry,
 )
 
@@ -43,6 +42,7 @@ from detector.kafka import (
 from detector.metrics import Metrics
 from detector.model_watch import LoadedModel, ModelWatch
 from detector.pipeline import Pipeline, PipelineSpec
+from detector.resources import ProcessMetrics
 from detector.scorer import Scorer
 from detector.state_keeper import StateKeeper
 from detector.symbols import SymbolMap, read_symbol_file
@@ -173,7 +173,7 @@ class Service:
         decoder = decoder_of(config, self.features)
         names = {**artifact.symbols, **_names(config.input.symbols_file)}
         self.registry = CollectorRegistry()
-        for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        for collector in (ProcessMetrics(), PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
         self.metrics = Metrics(self.registry)
         self.http = HttpServer(

@@ -40,6 +40,9 @@ PORTS: Final = range(20_000, 32_000)
 """Below the range that clients' own connections are given, or a killed broker's port could be
 taken by one of them before the broker starts again."""
 
+USUAL_PORT: Final = 9092
+"""Where `make kafka` serves clients: every command looks for Kafka there by default."""
+
 _START_WITHIN_S: Final = 60.0
 _STOP_WITHIN_S: Final = 20.0
 _FETCH_WITHIN_S: Final = 280.0
@@ -181,6 +184,8 @@ class KafkaBroker:
         Where that listener's clients are told to come, as `host:port`, if elsewhere: to a proxy.
     scram
         Passwords of users that may come in with SCRAM-SHA-512.
+    port
+        Where clients come; None: a free one.
 
     Attributes
     ----------
@@ -195,13 +200,15 @@ class KafkaBroker:
         listener: str | None = None,
         advertised: str | None = None,
         scram: Mapping[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
         self._libs = kafka_jars()
         self._heap = heap
         self._folder = Path(tempfile.mkdtemp(prefix="tapewatch-kafka-"))
         self._log_file = self._folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
-        port, controller_port = free_ports(2)
+        free_port, controller_port = free_ports(2)
+        port = port or free_port
         self.bootstrap = f"127.0.0.1:{port}"
         settings = _settings(self._folder, port, controller_port) | dict(properties or {})
         if listener is not None:
@@ -252,6 +259,11 @@ class KafkaBroker:
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
         _running.discard(self)
+
+    def wait(self) -> int:
+        """Wait until the running broker ends by itself or by a signal; return its exit code."""
+        assert self._process is not None, "the broker does not run"
+        return self._process.wait()
 
     def log_tail(self, lines: int = 60) -> str:
         """Last lines of the broker's log."""
@@ -363,3 +375,22 @@ def _close_all() -> None:
 
 
 atexit.register(_close_all)
+
+
+def _serve() -> None:
+    """Run a broker on the usual port until ctrl-C: `make kafka`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with KafkaBroker(port=USUAL_PORT) as broker:
+            print(f"Kafka answers at {broker.bootstrap} until ctrl-C, which deletes what it holds")
+            sys.stdout.flush()
+            code = broker.wait()
+            sys.exit(f"Kafka ended with code {code}; its log:\n{broker.log_tail()}")
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except (KafkaStartError, KafkaUnavailableError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    _serve()

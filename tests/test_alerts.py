@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import PROCESS_COLLECTOR, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.main import get_command
 
 from detector.cli import _register_training, app
 from detector.metrics import Metrics
+from detector.resources import ProcessMetrics
 from tests.conftest import REPOSITORY, leave_out
 from tests.test_metrics import fill
 
@@ -58,7 +59,7 @@ def blocks(text: str, language: str) -> list[str]:
 def exposed() -> dict[str, list[dict[str, str]]]:
     """Labels of every series that a daemon exposes, by name."""
     registry = CollectorRegistry()
-    registry.register(PROCESS_COLLECTOR)
+    registry.register(ProcessMetrics())
     metrics = Metrics(registry)
     fill(metrics)
     series: dict[str, list[dict[str, str]]] = {"up": [{}]}  # the scrape itself makes this one

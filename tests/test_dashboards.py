@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.grafana.boards import BOARDS
@@ -22,6 +22,7 @@ from deploy.grafana.boards.parts import RUNBOOK
 from detector.drift import MOVED
 from detector.events import CRITICAL_FROM, MAJOR_FROM
 from detector.metrics import LATENCY_BUCKETS_S, STAGES, Metrics
+from detector.resources import ProcessMetrics
 from tests.conftest import REPOSITORY, leave_out
 from tests.dashboard_rules import (
     RULES,
@@ -61,7 +62,7 @@ def exposed() -> dict[str, frozenset[str]]:
     """Return the series that Prometheus has of a daemon, each with the labels it may have."""
     registry = CollectorRegistry()
     fill(Metrics(registry))
-    ProcessCollector(registry=registry)
+    registry.register(ProcessMetrics())
     page = (REPOSITORY / "docs" / "metrics.md").read_text()  # has those that this machine lacks
     rows = re.findall(r"^\| `(\w+)` \| \w+ \| ([\w, ]*) \|", page, re.MULTILINE)
     found = {series: frozenset(filter(None, labels.split(", "))) for series, labels in rows}

@@ -6,9 +6,11 @@ episodes   x o    o     o       o x       o: found, x: false alarm
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -30,9 +32,11 @@ from detector.planting import Planted
 from detector.scripts import AnomalyKind
 from detector.synthetic import DEMO_KINDS, DEMO_START_NS, generate
 from detector.ticks import NS_PER_S, instrument_key, split_key
+from tests.conftest import REPOSITORY
 from training.demo import session
 from training.demo.daemon import Reading, quantile_of
 from training.demo.findings import Findings, Summary
+from training.demo.picture import SHARE, PicturedView
 from training.demo.scenario import LEAST_LIVE_S, Scenario
 from training.demo.session import Moment
 from training.demo.view import LiveView, PlainView, highest_bucket, print_summary
@@ -269,6 +273,48 @@ def test_a_view_shows_rates_latency_findings_and_features(terminal: bool) -> Non
     for fact in ("5,000", "p50 1.5, p95 1.9", "http://127.0.0.1:1/metrics", "7.0"):
         assert fact in text
     assert ("spread 1" in text) == terminal
+
+
+def picture() -> str:
+    """The view's picture, and nothing of a run that is not late enough for it."""
+    scenario = Scenario()
+    findings = Findings(scenario.plants)
+    latency = ((0.001, 0.0), (0.002, 1.0), (math.inf, 1.0))
+    with PicturedView() as view:
+        view.step("training")
+        view.live(scenario, 7.0, "http://127.0.0.1:1/metrics")
+        for share in (SHARE - 0.1, SHARE + 0.05, SHARE + 0.1):
+            at_ns = scenario.live_ns + round(share * scenario.live_s) * NS_PER_S
+            ticks = round(1000 * share)
+            reading = Reading(ticks=ticks, latency_s=latency, scores=((8.0, 1.0 * ticks),))
+            view.moment(Moment(at_ns, ticks, reading, share), findings)
+    return view.svg
+
+
+def words(svg: str) -> str:
+    """Return the text that an SVG shows."""
+    return " ".join(html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)", svg))
+
+
+def test_the_picture_is_of_one_late_moment() -> None:
+    """Steps and panels are on it once, as they were at the first moment late enough."""
+    text = words(picture()).replace("\xa0", " ")
+    assert "✓" in text
+    assert text.count("consumed") == 1
+    assert f"{round(1000 * (SHARE + 0.05))} consumed" in text
+    assert "http" not in re.sub(r"http://127\.0\.0\.1:\d+/metrics|xmlns=\S+", "", text)
+
+
+def test_the_committed_picture_shows_what_the_view_shows() -> None:
+    """The names of rows and panels are those of today's view; nothing is asked of a server."""
+    svg = (REPOSITORY / "docs" / "pictures" / "terminal.svg").read_text()
+    shown, today = (words(each).replace("\xa0", " ") for each in (svg, picture()))
+    names = ("daemon", "ticks/s", "latency", "false alarms", "/metrics", "last episodes")
+    for name in (*names, *(kind.value.replace("_", " ") for kind in DEMO_KINDS)):
+        assert name in shown
+        assert name in today
+    assert "@font-face" not in svg
+    assert "url(http" not in svg
 
 
 def test_an_anomaly_has_the_name_of_its_episodes_last_event() -> None:

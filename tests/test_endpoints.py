@@ -6,6 +6,7 @@ import base64
 import contextlib
 import gzip
 import socket
+import socketserver
 import ssl
 import subprocess
 import urllib.error
@@ -337,3 +338,25 @@ def test_openmetrics_for_who_asks(escaping: str) -> None:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             assert answer.headers["Content-Encoding"] == "gzip"
             assert gzip.decompress(answer.read()).decode() == text
+
+
+def test_an_answer_is_sent_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head and body go out together: each call hands the interpreter to the ticks' threads."""
+    sent: list[int] = []
+
+    def counted(kind: type, name: str) -> None:
+        write = getattr(kind, name)
+
+        def count(self: object, data: bytes) -> int:
+            sent.append(len(data))
+            return int(write(self, data))
+
+        monkeypatch.setattr(kind, name, count)
+
+    with serving() as server:
+        counted(socket.SocketIO, "write")  # below a buffered stream
+        counted(socketserver._SocketWriter, "write")  # the stream without a buffer
+        with socket.create_connection((server.host, server.port), timeout=10) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            received = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert sent == [len(received)]

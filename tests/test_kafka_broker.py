@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from tests.conftest import REPOSITORY, TopicFactory, leave_out
-from tests.kafka_broker import KafkaBroker, missing_tools
+from tests.kafka_broker import KafkaBroker, free_ports, missing_tools
 
 DEADLINE_S = 60.0
 
@@ -123,3 +125,15 @@ def test_no_broker_outlives_its_owner() -> None:
         time.sleep(0.05)
     subprocess.run(["rm", "-rf", folder], check=True)
     assert not exists(int(pid))
+
+
+def test_a_broker_comes_up_on_the_port_asked_for(start_kafka: Callable[..., KafkaBroker]) -> None:
+    """`make kafka` relies on it, and on being told when the broker ends by itself."""
+    (port,) = free_ports(1)
+    broker = start_kafka(port=port)
+    assert broker.bootstrap == f"127.0.0.1:{port}"
+    assert AdminClient({"bootstrap.servers": broker.bootstrap}).list_topics(timeout=10).brokers
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGKILL)
+    assert broker.wait() == -signal.SIGKILL
+    broker.close()

@@ -5,6 +5,7 @@
     session    the run: train, start broker and daemon, feed them, read the events
     findings   which events are planted anomalies, which are false alarms; the summary
     view       the live terminal view, or plain lines where there is no terminal
+    picture    one moment of that view as SVG, for the documents
 
 The daemon is the one that runs in production, told by its configuration file alone. It stands
 beside `training` because it trains a model; the runtime does not know it.

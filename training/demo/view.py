@@ -112,6 +112,7 @@ class LiveView:
         self._console = console
         self._step = self._detail = ""
         self._step_began = time.monotonic()
+        self._done: list[Text] = []
         self._spinner = Spinner("dots")
         self._panels: _Panels | None = None
         self._live = Live(console=console, refresh_per_second=8, get_renderable=self._render)
@@ -159,7 +160,12 @@ class LiveView:
             seconds = time.monotonic() - self._step_began
             done = Text.assemble(("✓ ", "green"), self._step, (f"  {seconds:.1f} s", "dim"))
             self._live.console.print(done)
+            self._done.append(done)
             self._step = ""
+
+    def screen(self) -> RenderableType:
+        """Return all that the terminal shows by now: the steps that are done, and what is live."""
+        return Group(*self._done, self._render())
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
@@ -221,7 +227,7 @@ class _Panels:
             "false alarms",
             f"{len(self._findings.false_alarms)}, {rate:.1f} per instrument-hour",
         )
-        rows.add_row("/metrics", Text(self._url, style="underline"))
+        rows.add_row("/metrics", Text.assemble((self._url, "underline")))
         return Panel(rows, title="daemon", title_align="left", box=box.ROUNDED, height=9)
 
     def _planted(self, moment: Moment) -> Panel:
