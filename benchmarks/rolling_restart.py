@@ -132,8 +132,8 @@ class Pause:
     lag
         The most messages that waited.
     catching_up
-        From the end of the last pause until ticks led to events in time again; infinite where that
-        was not before what came next.
+        From the end of the longest pause until ticks led to events in time again; infinite where
+        that was not before what came next.
     """
 
     longest: float
@@ -322,7 +322,7 @@ def pause_of(
     waiting = np.searchsorted(sent, times[1:]) - (places[1:] + 1)
     catching_up = 0.0
     if len(long):
-        after = int(long[-1]) + 1
+        after = int(np.argmax(gaps)) + 1
         in_time = np.flatnonzero(times[after:] - sent[places[after:]] < LATE_S)
         caught_up = times[after + in_time[0]] if len(in_time) else np.inf
         catching_up = float(caught_up - times[after])
