@@ -20,17 +20,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from benchmarks.latency import EPISODES, Run, Stage
 from benchmarks.machine import describe
-from benchmarks.processes import Daemon, MeasurementError, cluster, daemon
+from benchmarks.processes import Daemon, MeasurementError, cluster, daemon, moment_of
 from benchmarks.workload import QUICK, Workload, prepare
 from detector.artifact import MANIFEST
 from detector.bench import PARTITIONS
@@ -120,12 +118,8 @@ def one_run(stage: Stage, rate: float, seed: int, every_s: float) -> tuple[Run, 
 
 
 def _times_in_force(running: Daemon) -> tuple[int, ...]:
-    found = []
-    for line in running.child.log.read_bytes().splitlines():
-        fact = orjson.loads(line) if line.startswith(b"{") else {}
-        if fact.get("event") == "model swapped":
-            found.append(round(datetime.fromisoformat(fact["timestamp"]).timestamp() * 1e9))
-    return tuple(found)
+    swapped = [fact for fact in running.facts() if fact["event"] == "model swapped"]
+    return tuple(round(moment_of(fact) * 1e9) for fact in swapped)
 
 
 def facts_of(run: Run, swaps: Swaps) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from tests.kafka_broker import REPOSITORY, KafkaBroker, free_ports
 START_WITHIN_S: Final = 90.0
 SAMPLE_EVERY_S: Final = 0.2
 STALLED_AFTER_S: Final = 30.0
+ONE_MEMBER: Final = {"group.instance.id": "tapewatch-0"}
 TICKS: Final = re.compile(rb"^tapewatch_ticks_total (\S+)$", re.MULTILINE)
 
 
@@ -211,6 +213,11 @@ class Daemon:
             text: bytes = answer.read()
         return text
 
+    def facts(self) -> list[dict[str, Any]]:
+        """Return the complete lines of its log."""
+        lines = self.child.log.read_bytes().splitlines()
+        return [orjson.loads(line) for line in lines if line[:1] == b"{" and line[-1:] == b"}"]
+
     def ticks(self) -> int:
         """Ticks it has taken in so far."""
         found = TICKS.search(self.metrics())
@@ -247,6 +254,11 @@ class Daemon:
         )
 
 
+def moment_of(fact: Mapping[str, Any]) -> float:
+    """Return when a line was logged, in seconds since the epoch."""
+    return datetime.fromisoformat(fact["timestamp"]).timestamp()
+
+
 @contextlib.contextmanager
 def daemon(
     folder: Path,
@@ -258,14 +270,17 @@ def daemon(
     more: str = "",
     watch_s: float = 5.0,
     delivery: str = "at_least_once",
+    properties: Mapping[str, str] = ONE_MEMBER,
 ) -> Iterator[Daemon]:
     """Run the daemon on the topics; given back when it answers at `until`.
 
     `more` is TOML for the end of its configuration; every `watch_s` it looks for a new model.
-    Daemons that follow one another on the same topics are one member of one group.
+    Daemons on the same topics are in one group, and unless `properties` of Kafka's client say
+    otherwise one member of it.
     """
     port = free_ports(1)[0]
-    config = folder / f"{topics.anomalies}.toml"
+    config = folder / f"{topics.anomalies}-{port}.toml"
+    lines = "\n".join(f'"{key}" = "{value}"' for key, value in properties.items())
     config.write_text(
         f"""
 delivery = "{delivery}"
@@ -273,7 +288,7 @@ delivery = "{delivery}"
 bootstrap_servers = "{cluster.bootstrap}"
 group_id = "group-{topics.anomalies}"
 [kafka.properties]
-"group.instance.id" = "tapewatch-0"
+{lines}
 [topics]
 ticks = "{topics.ticks}"
 anomalies = "{topics.anomalies}"

@@ -21,14 +21,20 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from datetime import datetime
 from typing import Any, Final
-
-import orjson
 
 from benchmarks.machine import describe
 from benchmarks.measure import Spread
-from benchmarks.processes import Cluster, Daemon, MeasurementError, Topics, cluster, daemon, publish
+from benchmarks.processes import (
+    Cluster,
+    Daemon,
+    MeasurementError,
+    Topics,
+    cluster,
+    daemon,
+    moment_of,
+    publish,
+)
 from benchmarks.workload import QUICK, Workload, prepare
 from detector.bench import PARTITIONS, messages_of
 from detector.ticks import TickBatch
@@ -82,7 +88,7 @@ class Restoring:
         cpu_s: list[float] = []
 
         def rebuilt() -> bool:
-            found[:] = _log(running)
+            found[:] = running.facts()
             events = [fact["event"] for fact in found]
             if "ready to join" in events:
                 cpu_s.append(running.child.cpu_s())
@@ -91,7 +97,7 @@ class Restoring:
         with self._daemon(NEVER) as running:
             _wait(running, rebuilt)
             running.kill()
-        at = {fact["event"]: _time(fact) for fact in found}  # of several the last counts
+        at = {fact["event"]: moment_of(fact) for fact in found}  # of several the last counts
         places = [f for f in found if f["event"] == "partition restored"]
         if any(place["source"] != "snapshot" for place in places):
             raise MeasurementError(f"not restored from a snapshot: {places}")
@@ -138,15 +144,6 @@ def _wait(running: Daemon, done: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise MeasurementError(f"not there within {_WITHIN_S} s:\n{running.child.tail()}")
         time.sleep(0.05)
-
-
-def _log(running: Daemon) -> list[dict[str, Any]]:
-    lines = running.child.log.read_bytes().splitlines()
-    return [orjson.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
-
-
-def _time(fact: dict[str, Any]) -> float:
-    return datetime.fromisoformat(fact["timestamp"]).timestamp()
 
 
 def main() -> None:

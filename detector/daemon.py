@@ -377,7 +377,7 @@ class Daemon:
             self._commit_due = self._beat + settings.commit_interval_s
             if self._uncommitted or (self._keeper is not None and self._keeper.busy):
                 self._checkpoint()
-            self._commit(wait=False)
+            self._commit()
             self._observe_partitions()
 
     def _take_offered(self) -> None:
@@ -592,7 +592,7 @@ class Daemon:
         elif self._decision.idle and self._decision.to_be_committed:
             self._checkpoint()
 
-    def _commit(self, *, wait: bool) -> None:
+    def _commit(self) -> None:
         """Commit what is acknowledged; a failed commit is counted and repeated by the next."""
         positions = self._ledger.take_committable()
         if self._exactly_once:  # committed by transactions
@@ -602,7 +602,7 @@ class Daemon:
             self._metrics.commit_failures.inc(failed)
             self._commit_errors_seen += failed
             _log.warning("offset commits failed, the next commit repeats them", failed=failed)
-        error = self._consumer.commit(positions, wait=wait)
+        error = self._consumer.commit(positions)
         if error is not None:
             self._metrics.commit_failures.inc()
             _log.warning("offset commit failed", error=error, positions=positions)
@@ -665,7 +665,7 @@ class Daemon:
                 self._consumer.note_group()
             self._checkpoint()
         settled = self._drain(0.0 if self._winding_down else DRAIN_S)
-        self._commit(wait=True)
+        self._commit()
         self._release(partitions, "revoked")
         if not settled:
             _log.warning("revoked before everything was acknowledged; it will be repeated")

@@ -217,7 +217,8 @@ class Outbox:
                 ticket.acknowledge()
                 return
             times = self._refusals.get(place, 0) + 1
-            if _TOO_LARGE not in error or times - patience > _MOST_CUT:
+            # One that was cut may still go with other large ones.
+            if _TOO_LARGE not in error or times > _REQUESTS_WITH_LARGE_ONES + _MOST_CUT:
                 self.refused(
                     f"dead letter of {place} to topic {self._topics.dead_letters} was refused by "
                     f"Kafka: {error}"

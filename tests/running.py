@@ -127,17 +127,8 @@ class RunningDaemon:
     def get(self, path: str) -> tuple[int, str]:
         """Ask one of its paths; status 0 where nobody answers."""
         if not self._url:
-            lines = [line for line in self.log.splitlines() if '"metrics": "http' in line]
-            if not lines:
-                return 0, ""
-            self._url = lines[0].split('"metrics": "')[1].split("/metrics")[0]
-        try:
-            with urllib.request.urlopen(self._url + path, timeout=5) as answer:  # noqa: S310
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
+            self._url = logged_url(self.log)
+        return ask(self._url + path) if self._url else (0, "")
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's samples that carry the labels."""
@@ -170,6 +161,23 @@ class RunningDaemon:
         if self.process.poll() is None:
             self.kill()
         self._log_file.close()
+
+
+def logged_url(log: str) -> str:
+    """Where a daemon's HTTP port is, by its log; "" as long as it has not said."""
+    lines = [line for line in log.splitlines() if '"metrics": "http' in line]
+    return lines[0].split('"metrics": "')[1].split("/metrics")[0] if lines else ""
+
+
+def ask(url: str) -> tuple[int, str]:
+    """Status and text of an answer; status 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
 
 
 def wait_until(

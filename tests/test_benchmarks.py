@@ -11,7 +11,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import load, memory, report, run
+from benchmarks import load, memory, report, rolling_restart, run
 from benchmarks.measure import Row, Spread, ratios, take_turns
 from benchmarks.workload import Sizes, Workload, prepare
 from detector.bench import (
@@ -237,3 +237,35 @@ def test_the_generator_keeps_to_its_schedule_however_late_it_is(
         runs.append((first, stop))
         clock[0] = max(clock[0], 10_000_000)  # the first send stalls
     assert runs == [(0, 1), (1, 3), (3, 4)]
+
+
+def test_a_pause_is_told_from_events_and_ticks() -> None:
+    """Ten ticks a second, an event each at once; for three seconds none, then all that waited."""
+    sent = np.arange(0.0, 20.0, 0.1)
+    detected = sent + 0.01
+    held = (sent > 8.0) & (sent < 11.0)
+    detected[held] = 11.0 + 0.02 * np.arange(held.sum())
+    detected[~held & (sent < 12.0) & (sent >= 11.0)] = 11.7
+    offsets = np.arange(len(sent))
+    pause = rolling_restart.pause_of(sent, detected, offsets, 7.5, 15.0)
+    assert pause.longest == pytest.approx(2.99)
+    assert (pause.total, pause.times) == (pytest.approx(2.99), 1)
+    assert pause.lag == 28  # of 29, when the first of them has led to its event
+    assert pause.catching_up == pytest.approx(0.7)
+    calm = rolling_restart.pause_of(sent, detected, offsets, 13.0, 15.0)
+    assert (calm.times, calm.total, calm.lag, calm.catching_up) == (0, 0.0, 0, 0.0)
+    assert calm.longest == pytest.approx(0.1)
+
+
+def test_the_steps_of_a_start_add_up() -> None:
+    """Each step ends with the last line of its kind; lines that name no partition do not count."""
+    log = [
+        {"event": "starting", "timestamp": "2026-01-01T00:00:01Z"},
+        {"event": "ready to join", "timestamp": "2026-01-01T00:00:03Z"},
+        {"event": "partitions assigned", "partitions": [0], "timestamp": "2026-01-01T00:00:04Z"},
+        {"event": "partitions assigned", "partitions": [], "timestamp": "2026-01-01T00:00:09Z"},
+        {"event": "partition restored", "timestamp": "2026-01-01T00:00:05Z"},
+        {"event": "partition restored", "timestamp": "2026-01-01T00:00:06Z"},
+    ]
+    began = rolling_restart.moment_of({"timestamp": "2026-01-01T00:00:00Z"})
+    assert rolling_restart.steps(began, log) == {"start": 1, "model": 2, "join": 1, "restore": 2}

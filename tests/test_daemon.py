@@ -104,9 +104,8 @@ class ScriptedConsumer:
         time.sleep(0.002)
         return []
 
-    def commit(self, positions: Mapping[int, int], *, wait: bool) -> str | None:
+    def commit(self, positions: Mapping[int, int]) -> str | None:
         """Keep the positions."""
-        del wait
         self.committed.update(positions)
         return None
 
@@ -646,6 +645,15 @@ def test_dead_letter_with_a_refused_key_goes_without_it() -> None:
     assert headers["tapewatch_offset"] == b"3"
     assert headers["tapewatch_key_truncated_from"] == b"3"
     assert len(headers["tapewatch_key_sha256"]) == 64
+    assert rig.error is None
+
+
+def test_a_cut_dead_letter_may_go_with_large_ones() -> None:
+    """Refused for what it went with, even in its smallest form, it is sent again: work goes on."""
+    refusals = iter(["MSG_SIZE_TOO_LARGE"] * 10)
+    sink = Sink(lambda topic, _: None if topic == "anomalies" else next(refusals, None))
+    with Rig([part([b"bad" + bytes(200_000)], 3)], sink=sink) as rig:
+        until(lambda: rig.consumer.committed == {0: 4})
     assert rig.error is None
 
 

@@ -15,6 +15,8 @@ from detector.kafka import Connection, Place, Publisher, TickConsumer
 from detector.kafka import consumer as consuming
 from detector.kafka.consumer import place_of
 from detector.replaying import ReplayRequest
+from tests.conftest import TopicFactory
+from tests.integration.kafka_reading import committed_offsets, produce_all
 from tests.running import wait_until
 
 NOBODY = Connection("127.0.0.1:1")
@@ -54,21 +56,47 @@ def consumer_with(client: StuckClient) -> TickConsumer:
     return consumer
 
 
-def test_commit_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coordinator that does not answer holds up an orderly end for a short time only."""
-    monkeypatch.setattr(consuming, "_COMMIT_WITHIN_S", 0.05)
-    client = StuckClient()
-    consumer = consumer_with(client)
-    assert "no answer" in (consumer.commit({0: 5}, wait=True) or "")
-    client.answered.set()
-    assert consumer.commit({0: 5}, wait=True) is None
-
-
 def test_commit_that_fails_says_why() -> None:
-    """What the coordinator answers is told."""
+    """What the client refuses at once is told."""
     refused = KafkaException(KafkaError(KafkaError.REBALANCE_IN_PROGRESS))
-    error = consumer_with(StuckClient(refused)).commit({0: 5}, wait=True)
-    assert "REBALANCE_IN_PROGRESS" in (error or "")
+    error = consumer_with(StuckClient(refused)).commit({0: 5})
+    assert "rebalance in progress" in (error or "")
+
+
+class Leaving:
+    """Commits what it was told when its partitions go."""
+
+    def __init__(self) -> None:
+        self.consumer: TickConsumer | None = None
+        self.had: list[int] = []
+
+    def assigned(self, partitions: list[int]) -> bool:
+        """Take note."""
+        self.had += partitions
+        return False
+
+    def revoked(self, partitions: list[int]) -> None:
+        """Commit the second offset of each."""
+        assert self.consumer is not None
+        assert self.consumer.commit(dict.fromkeys(partitions, 2)) is None
+
+    lost = revoked
+
+
+@pytest.mark.parametrize("member", [{}, {"group.instance.id": "one"}])
+def test_what_is_committed_while_leaving_arrives(
+    kafka_bootstrap: str, topic_factory: TopicFactory, member: dict[str, str]
+) -> None:
+    """A commit from within the last revocation is in force once the consumer is closed."""
+    topic = topic_factory("ticks", partitions=2)
+    produce_all(kafka_bootstrap, topic, [(b"%d" % i, b"tick") for i in range(40)])
+    leaving = Leaving()
+    connection = Connection(kafka_bootstrap, "test", properties=member)
+    consumer = leaving.consumer = TickConsumer(connection, topic, topic, leaving)
+    consumer.subscribe()
+    wait_until(lambda: consumer.fetch(100, 0.01) is not None and len(leaving.had) == 2)
+    assert consumer.close()
+    assert committed_offsets(kafka_bootstrap, topic, topic, 2) == [2, 2]
 
 
 def test_leaving_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

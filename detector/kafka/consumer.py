@@ -33,7 +33,6 @@ ConsumerProtocol: Final = "cooperative-sticky"
 _PARTITION: Final = cast("Callable[[Message], int]", Message.partition)  # of what was consumed
 _OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
 _IDLE_S: Final = 0.1
-_COMMIT_WITHIN_S: Final = 2.0
 _LEAVE_WITHIN_S: Final = 3.0  # the last commit included
 _SEEK_WITHIN_S: Final = 5.0
 
@@ -234,32 +233,23 @@ class TickConsumer:
         # is its next owner's.
         return [part for part in found if part.partition not in self._gone]
 
-    def commit(self, positions: Mapping[int, int], *, wait: bool) -> str | None:
+    def commit(self, positions: Mapping[int, int]) -> str | None:
         """Commit next offsets by partition; return what went wrong, as far as it is known yet.
 
-        Without `wait` a later failure is counted in `commit_errors`. With it, two seconds are
-        waited: a broker that is gone, or a group that is rebalancing, would hold up an orderly end
-        for longer than a supervisor waits, and what is not committed is only repeated.
+        Nothing waits for the answer: a later failure is counted in `commit_errors`. Partitions that
+        are about to go are committed in time all the same, since what makes them go, the next
+        message to the group, follows on the same connection, and `close` waits for what is under
+        way. A synchronous commit would have to be called on the very thread that calls `revoked`,
+        without any limit: from another one the client answers when that thread is through.
         """
         if not positions:
             return None
         offsets = [TopicPartition(self._topic, p, offset) for p, offset in positions.items()]
         try:
-            if not wait:
-                self._consumer.commit(offsets=offsets, asynchronous=True)
-                return None
+            self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             return str(error.args[0].str())
-        try:
-            answered = done_within(
-                _COMMIT_WITHIN_S,
-                lambda: self._consumer.commit(offsets=offsets, asynchronous=False),
-            )
-        except KafkaException as error:
-            return str(error)
-        if answered:
-            self.committed_positions.update(positions)
-        return None if answered else f"no answer within {_COMMIT_WITHIN_S:.0f} s"
+        return None
 
     def places(self, partitions: Iterable[int], timeout_s: float) -> dict[int, Place]:
         """Return for each partition what is retained, and the next offset of the group.

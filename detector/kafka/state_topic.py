@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     IsolationLevel,
     KafkaError,
@@ -28,7 +27,7 @@ Take = Callable[[int, bytes, bytes | None], None]
 """Given partition, key and value of a record, in their order within a partition."""
 
 _BATCH = 500
-_POLL_S = 0.2
+_POLL_S = 0.02  # the client waits as long for a whole batch: the last one is never whole
 
 
 def read_state(
@@ -76,7 +75,9 @@ def read_state(
     )
     begun: dict[int, int] = {}  # where an open transaction begins, or the end, by partition
     try:
-        consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in sorted(left)])
+        # Not OFFSET_BEGINNING: it has to be asked for, and the client, which does not know yet whom
+        # to ask, tries that again after half a second. Where 0 is gone, `earliest` finds the first.
+        consumer.assign([TopicPartition(topic, p, 0) for p in sorted(left)])
         while left:
             if time.monotonic() >= deadline:
                 places = {partition: begun.get(partition) for partition in sorted(left)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.running import plain_environment
+from tests.running import ask, logged_url, plain_environment
 
 START_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 8.0
@@ -70,6 +70,15 @@ class Life:
     def wait_joined(self) -> None:
         """Wait until it is a member of its group; raise if it ended before."""
         self.wait(lambda: self.joined() > 0, START_WITHIN_S, "join its group")
+
+    def wait_ready(self) -> None:
+        """Wait until `/readyz` says that ticks are processed; raise if it ended before."""
+
+        def ready() -> bool:
+            url = logged_url(self.log.decode(errors="replace"))
+            return bool(url) and ask(f"{url}/readyz")[0] == 200
+
+        self.wait(ready, START_WITHIN_S, "become ready")
 
     def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> None:
         """Wait for a condition while the process lives."""

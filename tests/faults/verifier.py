@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
@@ -193,7 +193,7 @@ def letter_record(letter: Message) -> Record:
 
     Each is a group of its own: a letter that was cut comes later, and no order is promised.
     """
-    headers = dict(letter.headers() or [])
+    headers = cast("dict[str, bytes]", dict(letter.headers() or []))
     partition = int(headers["tapewatch_partition"])
     place = (partition, int(headers["tapewatch_offset"]))
     value = letter.value()
@@ -227,10 +227,11 @@ def _offset(message: Message) -> int:
 
 def read_all(bootstrap: str, topic: str, partitions: int) -> list[Message]:
     """Read all that a read_committed consumer may see of a topic, now that nothing writes to it."""
-    return list(_reading(bootstrap, topic, partitions))
+    return list(reading(bootstrap, topic, partitions))
 
 
-def _reading(bootstrap: str, topic: str, partitions: int) -> Iterator[Message]:
+def reading(bootstrap: str, topic: str, partitions: int) -> Iterator[Message]:
+    """Give the same one by one."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 
 def read_topic(
@@ -63,3 +64,15 @@ def produce_all(bootstrap: str, topic: str, records: list[tuple[bytes, bytes | N
         if i % 1000 == 0:
             producer.poll(0)
     assert producer.flush(60) == 0
+
+
+def group_members(bootstrap: str, group: str) -> dict[str, frozenset[int]]:
+    """Partitions of a group's members by their group.instance.id, or an id that Kafka gave."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    (asked,) = admin.describe_consumer_groups([group]).values()
+    return {
+        member.group_instance_id or member.member_id: frozenset(
+            place.partition for place in member.assignment.topic_partitions
+        )
+        for member in asked.result(30).members
+    }

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import TopicFactory
-from tests.integration.kafka_reading import read_topic
+from tests.integration.kafka_reading import group_members, read_topic
 from tests.kafka_broker import KafkaBroker, free_ports
 from tests.running import RunningDaemon, plain_environment, wait_until
 from tests.test_deploy import DEPLOY, instructions, of_kind, rendered
@@ -188,18 +188,6 @@ def test_composes_commands_work_one_after_the_other(
 # ---- Kubernetes --------------------------------------------------------------------------------
 
 
-def members(bootstrap: str, group: str) -> dict[str | None, frozenset[int]]:
-    """Partitions of a group's members by their group.instance.id."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    (asked,) = admin.describe_consumer_groups([group]).values()
-    return {
-        member.group_instance_id: frozenset(
-            place.partition for place in member.assignment.topic_partitions
-        )
-        for member in asked.result(30).members
-    }
-
-
 def test_a_pod_that_restarts_keeps_its_partitions(
     kafka_bootstrap: str,
     topic_factory: TopicFactory,
@@ -234,14 +222,14 @@ def test_a_pod_that_restarts_keeps_its_partitions(
     leaves = start_daemon(config("tapewatch-1")).wait_ready()
 
     def shared() -> bool:
-        return [len(p) for p in members(kafka_bootstrap, group).values()] == [2, 2]
+        return [len(p) for p in group_members(kafka_bootstrap, group).values()] == [2, 2]
 
     wait_until(shared, stays)
-    before = members(kafka_bootstrap, group)
+    before = group_members(kafka_bootstrap, group)
     assert set(before) == {"tapewatch-0", "tapewatch-1"}
     assert leaves.terminate() == 0
-    assert members(kafka_bootstrap, group) == before, "its place is kept while it is away"
+    assert group_members(kafka_bootstrap, group) == before, "its place is kept while it is away"
     again = start_daemon(config("tapewatch-1")).wait_ready()
     wait_until(lambda: again.get("/readyz")[1] == "ready with 2 partitions\n", again)
-    assert members(kafka_bootstrap, group) == before
+    assert group_members(kafka_bootstrap, group) == before
     assert stays.get("/readyz") == (200, "ready with 2 partitions\n")
