@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import load, memory, report, run
+from benchmarks.delivery import Transactions
 from benchmarks.measure import Row, Spread, ratios, take_turns
 from benchmarks.workload import Sizes, Workload, prepare
 from detector.bench import (
@@ -237,3 +238,20 @@ def test_the_generator_keeps_to_its_schedule_however_late_it_is(
         runs.append((first, stop))
         clock[0] = max(clock[0], 10_000_000)  # the first send stalls
     assert runs == [(0, 1), (1, 3), (3, 4)]
+
+
+def test_the_time_of_a_transaction_is_read_from_the_daemons_histogram() -> None:
+    """Interpolated within a bucket, of the stage asked for; nothing where none was committed."""
+    line = 'tapewatch_stage_duration_seconds_bucket{le="%s",stage="%s"} %d\n'
+    told = "# TYPE tapewatch_stage_duration_seconds histogram\n" + "".join(
+        line % each
+        for each in (
+            *(("0.01", "decode", 900), ("+Inf", "decode", 900)),
+            *(("0.01", "committing", 50), ("0.02", "committing", 98), ("0.04", "committing", 100)),
+            ("+Inf", "committing", 100),
+        )
+    )
+    found = Transactions.of(told.encode())
+    assert found.committed == 100
+    assert (found.p50_ms, found.p99_ms) == pytest.approx((10.0, 30.0))
+    assert Transactions.of(b"").committed == 0
