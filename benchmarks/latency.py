@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self, cast
 
 import numpy as np
@@ -42,13 +42,17 @@ _READY_WITHIN_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Latencies of one run, when their ticks were to be sent, ns, and the events' places."""
+    """Latencies of one run, when their ticks were to be sent, ns, and the events' places.
+
+    `metrics` is what the daemon told of itself at the end.
+    """
 
     latency_ns: npt.NDArray[np.int64]
     sent_ns: npt.NDArray[np.int64]
     places: Counter[tuple[int, int]]
     mean_bytes: float
     behind_ms: float
+    metrics: bytes = b""
 
     def percentiles_ms(self) -> list[float]:
         """Return the percentiles in milliseconds."""
@@ -139,8 +143,8 @@ class Stage:
     def daemon_run(self, rate: float, seed: int) -> Run:
         """One run against the daemon."""
         topics = self.cluster.topics(PARTITIONS)
-        with self._daemon(topics):
-            return self.measure(topics, rate, seed)
+        with self._daemon(topics) as running:
+            return replace(self.measure(topics, rate, seed), metrics=running.metrics())
 
     def echo_run(self, rate: float, seed: int, like: Run) -> Run:
         """One run against an echo that publishes for the same ticks."""

@@ -4,8 +4,11 @@ Works come in the order of the input, through a queue of two, from intake's thre
 under way, intake may decide a small micro-batch itself by the same methods: then this thread has
 nothing to do until it is given work.
 
-With exactly-once delivery a commit is a transaction, made here. One that is lost takes everything
-since the last one with it: works are dropped until intake has begun anew from what is committed.
+With exactly-once delivery a commit is a transaction, which takes as long as several micro-batches.
+It is waited for on a thread of its own (`detector.commit`): meanwhile works are decided and *held*.
+When it is committed they are published, all into the next transaction. One that is lost takes
+everything since the last one with it: works are dropped until intake has begun anew from what is
+committed.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
 
+from detector.commit import Commit
 from detector.events import AnomalyEvent
 from detector.kafka import Publisher, TickConsumer, TransactionalPublisher, TransactionLostError
 from detector.latents import latent_messages
@@ -35,6 +40,9 @@ from detector.work import Work
 _log = structlog.get_logger("tapewatch")
 
 QUEUED_WORKS: Final = 2
+HELD_WORKS: Final = 8
+"""Decided works that wait for the transaction in flight. They are kept with their messages and
+features, some megabytes each where they are as large as they may be."""
 
 
 class Observer(Protocol):
@@ -92,7 +100,11 @@ class Decision:
         self._fail = fail
         self._observer = observer
         self._latents = latents
-        self._works: queue.Queue[Work | None] = queue.Queue(QUEUED_WORKS)
+        self._works: queue.Queue[Work | Commit | None] = queue.Queue(QUEUED_WORKS)
+        self._in_flight: Commit | None = None
+        self._held: list[Work] = []
+        self._handed_over = self._taken = 0
+        self._at_rest_after = 0  # of so many works nothing was left, no commit in flight either
         self._thread = threading.Thread(target=self._run, name="decision", daemon=True)
         self._stopping = threading.Event()
         self._moved: dict[int, tuple[int, int]] = {}  # partition: generation, next offset
@@ -114,7 +126,7 @@ class Decision:
     @property
     def idle(self) -> bool:
         """Whether nothing is under way: scorer, episodes and publisher are at rest."""
-        return not self._works.unfinished_tasks or not self._thread.is_alive()
+        return self._at_rest_after == self._handed_over or not self._thread.is_alive()
 
     def put(self, work: Work | None, timeout_s: float) -> bool:
         """Hand work over, None to end; False if there was no room in time."""
@@ -122,6 +134,7 @@ class Decision:
             self._works.put(work, timeout=timeout_s)
         except queue.Full:
             return False
+        self._handed_over += 1
         return True
 
     def stop(self) -> None:
@@ -232,12 +245,27 @@ class Decision:
         if self._transaction is None:
             self._claim(ticket, moved)
         elif moved or self._transaction.dirty:
-            self._transaction.commit(self._ticks_topic, witnesses | moved, group)
-            self._keeper.committed(moved)
-            self._metrics.transactions.labels("committed").inc()
+            commit = partial(self._transaction.commit, self._ticks_topic, witnesses | moved, group)
+            self._in_flight = Commit(commit, self._works.put, moved, ticket, began)
         self._moved.clear()
-        ticket.finish()
-        self._metrics.stage.labels("committing").observe(time.perf_counter() - began)
+        if self._in_flight is None:
+            ticket.finish()
+            self._metrics.stage.labels("committing").observe(time.perf_counter() - began)
+
+    def _settle(self) -> None:
+        """Wait for the commit in flight, take note of it, and publish what was held meanwhile."""
+        commit, self._in_flight = self._in_flight, None
+        held, self._held = self._held, []
+        if commit is None:
+            return
+        commit.end()
+        commit.ticket.finish()
+        if self._keeper is not None:
+            self._keeper.committed(commit.positions)
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.stage.labels("committing").observe(commit.seconds)
+        for work in held:
+            self.publish(work)
 
     def _snapshots(self, work: Work | None) -> dict[int, tuple[int, Arrays]]:
         """Next offset and windows of the partitions whose snapshot begins."""
@@ -278,31 +306,55 @@ class Decision:
         try:
             while (work := self._works.get()) is not None:
                 try:
-                    self._finish(work)
+                    if isinstance(work, Work):
+                        self._taken += 1
+                        self._finish(work)
+                    elif work is self._in_flight:  # else it was waited for
+                        self._go_on()
                 except TransactionLostError as error:
                     self._lose(error)
-                self._works.task_done()
+                if self._in_flight is None:
+                    self._at_rest_after = self._taken
+            try:
+                self._settle()
+            except TransactionLostError as error:  # the next start repeats it
+                self.lose(error)
         except BaseException as error:  # handed to the daemon, which raises it
             self._fail(error)
 
     def _finish(self, work: Work) -> None:
-        """Bring one work to its end; after a lost transaction it is dropped."""
+        """Bring one work to its end, or hold it; after a lost transaction it is dropped."""
         if self.lost:
             if not self.recovered:  # lost on intake's thread
                 self._recover()
             return
         if work.outcome is None:
             self.decide(work)
+        if self._in_flight is not None:
+            # A checkpoint is of the state as it is now: nothing more may be decided before it.
+            if not (work.checkpoint or self._in_flight.over or len(self._held) >= HELD_WORKS):
+                self._held.append(work)
+                return
+            self._settle()
         if not work.checkpoint:
             self.publish(work)
-        # What readers wait for is committed at once, unless more work waits: then one commit is
-        # for several, as long as it makes nobody wait longer than a commit takes.
-        if work.checkpoint or (
+        self._go_on(work)
+
+    def _go_on(self, work: Work | None = None) -> None:
+        """Commit what readers wait for at once, or as soon as the commit in flight is over.
+
+        If more work waits, one commit is for several, as long as it makes nobody wait longer than a
+        commit takes: a transaction costs as much processor time as some thousand ticks.
+        """
+        self._settle()
+        if work is not None and work.checkpoint:
+            self._checkpoint(work)
+        elif (
             self.to_be_committed
             and self._transaction is not None
-            and (self._works.empty() or self._transaction.overdue)
+            and (self._taken >= self._handed_over or self._transaction.overdue)
         ):
-            self._checkpoint(work if work.checkpoint else None)
+            self._checkpoint(None)
 
     def lose(self, error: TransactionLostError) -> None:
         """Drop what comes, until a transaction is possible again and intake has begun anew."""
@@ -312,6 +364,7 @@ class Decision:
         _log.warning("transaction lost, beginning anew from what is committed", reason=str(error))
 
     def _lose(self, error: TransactionLostError) -> None:
+        self._in_flight, self._held = None, []
         self.lose(error)
         self._recover()
 
@@ -327,7 +380,7 @@ class Decision:
         """Let another model score from here on; the old one's episodes close."""
         scorer, old = model.scorer, self._pipeline.model
         next_offsets = {change.partition: change.next_offset for change in changes}
-        self._take_note(next_offsets, work.generations)
+        work.positions = next_offsets  # their closing events belong to these
         closed = self._pipeline.change_model(scorer, next_offsets)
         work.outcome = Outcome(closed, (), (), {}, {})
         self._metrics.observe_model(

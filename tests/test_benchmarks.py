@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import load, memory, report, rolling_restart, run
+from benchmarks.delivery import Transactions
 from benchmarks.measure import Row, Spread, ratios, take_turns
 from benchmarks.workload import Sizes, Workload, prepare
 from detector.bench import (
@@ -269,3 +270,20 @@ def test_the_steps_of_a_start_add_up() -> None:
     ]
     began = rolling_restart.moment_of({"timestamp": "2026-01-01T00:00:00Z"})
     assert rolling_restart.steps(began, log) == {"start": 1, "model": 2, "join": 1, "restore": 2}
+
+
+def test_the_time_of_a_transaction_is_read_from_the_daemons_histogram() -> None:
+    """Interpolated within a bucket, of the stage asked for; nothing where none was committed."""
+    line = 'tapewatch_stage_duration_seconds_bucket{le="%s",stage="%s"} %d\n'
+    told = "# TYPE tapewatch_stage_duration_seconds histogram\n" + "".join(
+        line % each
+        for each in (
+            *(("0.01", "decode", 900), ("+Inf", "decode", 900)),
+            *(("0.01", "committing", 50), ("0.02", "committing", 98), ("0.04", "committing", 100)),
+            ("+Inf", "committing", 100),
+        )
+    )
+    found = Transactions.of(told.encode())
+    assert found.committed == 100
+    assert (found.p50_ms, found.p99_ms) == pytest.approx((10.0, 30.0))
+    assert Transactions.of(b"").committed == 0

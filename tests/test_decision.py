@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from detector.decision import Decision
+from detector.decision import HELD_WORKS, Decision
 from detector.kafka import Acknowledge, Health, TransactionalPublisher, TransactionLostError
 from detector.ledger import Ledger
 from detector.metrics import Metrics
+from detector.model_changes import ModelChange
 from detector.outbox import Addresses, Outbox
 from detector.partitions import Partitions
 from detector.pipeline import Prepared
 from detector.ticks import TickBatch, empty_ticks
 from detector.work import Work
-from tests.test_daemon import EveryTickIsAnEvent, part
+from tests.test_daemon import EveryTickIsAnEvent, model_of, part
 
 
 class Transactions(TransactionalPublisher):
-    """Keeps what is committed together."""
+    """Keeps what is committed together; a commit is answered when the test says so."""
 
     def __init__(self) -> None:
         self.health = Health()
@@ -30,6 +34,10 @@ class Transactions(TransactionalPublisher):
         self.committed: list[tuple[list[bytes | None], dict[int, int]]] = []
         self.step = lambda _: None
         self._acknowledge: list[Acknowledge] = []
+        self.answers = threading.Event()
+        self.answers.set()
+        self.refuses = False
+        self.recovered = 0
 
     @property
     def dirty(self) -> bool:
@@ -38,7 +46,7 @@ class Transactions(TransactionalPublisher):
 
     @property
     def overdue(self) -> bool:
-        """Never: commits come from the tests."""
+        """Never: a commit takes for ever."""
         return False
 
     @property
@@ -62,13 +70,26 @@ class Transactions(TransactionalPublisher):
             self._acknowledge.append(acknowledge)
 
     def commit(self, topic: str, positions: Mapping[int, int], group: Any) -> None:
-        """Commit all of it."""
+        """Commit all of it, or refuse to, once it may be answered."""
         del topic, group
+        assert self.answers.wait(10.0)
+        if self.refuses:
+            raise TransactionLostError("refused")
         self.committed.append((self.open, dict(positions)))
         self.open = []
         for acknowledge in self._acknowledge:
             acknowledge(None)
         self._acknowledge = []
+
+    def recover(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Drop what is open."""
+        del stop
+        self.open, self._acknowledge = [], []
+        self.recovered += 1
+        return True
+
+    def hurry(self) -> None:
+        """Nothing to give up."""
 
 
 class Rig:
@@ -114,6 +135,7 @@ class Rig:
     def checkpoint(self) -> None:
         """Commit."""
         self.decision._finish(Work(self.ledger.open({}), {}, checkpoint=True))
+        self.decision._settle()
 
 
 def test_a_commit_carries_the_events_and_offsets_of_all_works_since_the_last() -> None:
@@ -183,4 +205,154 @@ def test_works_are_dropped_after_a_loss_until_intake_began_anew() -> None:
     assert not rig.publisher.dirty
     rig.decision.begin_anew()
     rig.decision._finish(rig.work(0, 5))
+    rig.decision._settle()
     assert len(rig.publisher.committed) == 1
+
+
+@contextmanager
+def commit_in_flight(rig: Rig) -> Iterator[None]:
+    """Two events of partition 0, up to offset 7 are on their way, at the latest until the end."""
+    rig.publisher.answers.clear()
+    try:
+        rig.decision._finish(rig.work(0, 5))
+        assert len(rig.publisher.open) == 2
+        yield
+    finally:
+        rig.publisher.answers.set()
+
+
+def test_works_are_decided_and_held_while_a_commit_is_in_flight() -> None:
+    """The next transaction has the events of all of them."""
+    rig = Rig()
+    with commit_in_flight(rig):
+        held = [rig.work(0, 7), rig.work(1, 5), rig.work(0, 9)]
+        for work in held:
+            rig.decision._finish(work)
+        assert all(work.outcome is not None for work in held)
+        assert len(rig.publisher.open) == 2
+    rig.decision._go_on()
+    rig.decision._settle()
+    (first, of_first), (second, of_second) = rig.publisher.committed
+    assert (len(first), of_first) == (2, {0: 7})
+    assert (len(second), of_second) == (6, {0: 11, 1: 7})
+    assert rig.ledger.wait_settled(0.0)
+
+
+def test_one_commit_is_for_all_works_that_wait() -> None:
+    """A transaction costs much: the second work, which is there already, joins the first."""
+    rig = Rig()
+    rig.decision.put(rig.work(0, 5), 1.0)
+    rig.decision.put(rig.work(1, 5), 1.0)
+    rig.decision.start()
+    until(lambda: rig.decision.idle)
+    assert [positions for _, positions in rig.publisher.committed] == [{0: 7, 1: 7}]
+    rig.decision.put(None, 1.0)
+    rig.decision.join(10.0)
+
+
+def test_no_more_works_are_held_than_is_allowed() -> None:
+    """One more waits for the commit in flight: memory stays bounded, intake is slowed."""
+    rig = Rig()
+    with commit_in_flight(rig):
+        for number in range(HELD_WORKS):
+            rig.decision._finish(rig.work(0, 7 + 2 * number))
+        answer = threading.Timer(0.05, rig.publisher.answers.set)
+        answer.start()
+        rig.decision._finish(rig.work(1, 5))
+        assert len(rig.publisher.committed) >= 1
+    rig.decision._settle()
+    assert len(rig.publisher.committed[1][0]) == 2 * (HELD_WORKS + 1)
+
+
+def test_a_checkpoint_waits_for_the_commit_in_flight() -> None:
+    """A snapshot that begins with it is of the state up to it, and of nothing later."""
+    rig = Rig()
+    with commit_in_flight(rig):
+        rig.decision._finish(rig.work(1, 5))
+        threading.Timer(0.05, rig.publisher.answers.set).start()
+        rig.checkpoint()
+    assert [positions for _, positions in rig.publisher.committed] == [{0: 7}, {1: 7}]
+
+
+def test_held_works_are_dropped_with_the_commit_in_flight() -> None:
+    """They were decided from a state that was not committed; intake takes their ticks in again."""
+    rig = Rig()
+    with pytest.raises(TransactionLostError), commit_in_flight(rig):  # noqa: PT012
+        rig.decision._finish(rig.work(1, 5))
+        rig.publisher.refuses = True
+        rig.publisher.answers.set()
+        rig.decision._settle()
+    rig.decision._go_on()
+    assert rig.publisher.committed == []
+    assert len(rig.publisher.open) == 2
+
+
+def test_another_model_may_take_over_while_a_commit_is_in_flight() -> None:
+    """A partition that went and came back meanwhile spoils no commit that is right without it."""
+    rig = Rig()
+    with commit_in_flight(rig):
+        rig.partitions.forget([0])
+        change = ModelChange(0, 7, "hash", "2")
+        generations = rig.partitions.generations_of([0])
+        rig.decision._finish(
+            Work(rig.ledger.open({}), generations, changes=[change], model=model_of("b"))
+        )
+        assert len(rig.publisher.open) == 2
+    rig.decision._settle()
+    assert [positions for _, positions in rig.publisher.committed] == [{0: 7}]
+
+
+def test_intake_hands_works_over_until_the_commit_in_flight_is_over() -> None:
+    """Scorer and episodes are not at rest while works may be held; a work handed over tells all."""
+    rig = Rig()
+    rig.decision.start()
+    rig.publisher.answers.clear()
+    assert rig.decision.idle
+    assert rig.decision.put(rig.work(0, 5), 1.0)
+    until(lambda: len(rig.publisher.open) == 2 and not rig.decision._works.qsize())
+    assert not rig.decision.idle
+    assert rig.decision.put(rig.work(1, 5), 1.0)
+    until(lambda: len(rig.decision._held) == 1)
+    assert not rig.decision.idle
+    rig.publisher.answers.set()
+    until(lambda: rig.decision.idle)
+    assert [positions for _, positions in rig.publisher.committed] == [{0: 7}, {1: 7}]
+    rig.decision.put(None, 1.0)
+    rig.decision.join(10.0)
+    assert rig.failures == []
+
+
+def test_a_commit_that_is_refused_on_its_thread_is_made_up_for() -> None:
+    """Decision recovers by itself, without waiting for another work, and drops what comes."""
+    rig = Rig()
+    rig.decision.start()
+    rig.publisher.refuses = True
+    rig.decision.put(rig.work(0, 5), 1.0)
+    until(lambda: rig.decision.recovered and rig.decision.idle)
+    assert rig.decision.lost
+    assert (rig.publisher.recovered, rig.publisher.committed) == (1, [])
+    rig.decision.put(None, 1.0)
+    rig.decision.join(10.0)
+    assert rig.failures == []
+
+
+def test_a_commit_that_is_lost_at_the_end_is_no_failure() -> None:
+    """What it was of is taken in again by the next start."""
+    rig = Rig()
+    rig.decision.start()
+    rig.publisher.answers.clear()
+    rig.decision.put(rig.work(0, 5), 1.0)
+    rig.decision.put(None, 1.0)
+    rig.publisher.refuses = True
+    rig.publisher.answers.set()
+    rig.decision.join(10.0)
+    assert not rig.decision.alive
+    assert (rig.failures, rig.publisher.committed) == ([], [])
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + 10.0
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

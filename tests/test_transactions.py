@@ -225,6 +225,16 @@ def test_a_record_refused_for_good_is_told_and_loses_the_transaction(rig: Rig) -
     assert rig.publisher.recover()
 
 
+def test_a_transaction_that_follows_another_at_once_is_tried_again_soon(
+    mock_cluster: MockCluster,
+) -> None:
+    """The client's usual pause is longer than a transaction takes; a user's own is kept."""
+    for own, wanted in ({}, 2), ({"retry.backoff.ms": "50"}, "50"):
+        publisher = TransactionalPublisher(Connection(mock_cluster.bootstrap, "x", own), "id", 5.0)
+        assert publisher._properties["retry.backoff.ms"] == wanted
+        publisher.close(0.0)
+
+
 def test_closing_aborts_what_is_open(rig: Rig) -> None:
     """What was not committed is told, and is not committed by the end."""
     rig.publish()

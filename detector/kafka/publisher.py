@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -36,6 +36,7 @@ class Publisher:
     """
 
     _health: type[Health] = Health
+    _defaults: ClassVar[Mapping[str, object]] = {}  # a user's own go before them
 
     def __init__(self, connection: Connection, **settings: object) -> None:
         self.health = self._health()
@@ -47,6 +48,7 @@ class Publisher:
             "message.max.bytes": 64 * 1024 * 1024,
             "queue.buffering.max.messages": 10_000,
             "queue.buffering.max.kbytes": 128 * 1024,
+            **self._defaults,
             **connection.settings(),
             "enable.idempotence": True,
             # Within a transaction it is the transaction that ends in time.
