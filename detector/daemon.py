@@ -60,6 +60,7 @@ _ANSWER_S: Final = 5.0  # of the brokers, to one question
 _PAUSE_S: Final = 0.01
 _RETRY_S: Final = 1.0
 _LACKING_S: Final = 10.0
+_NAME_WAITS_S: Final = 0.5, 5.0  # first and longest time until it is asked for again
 _POLL_WITHIN_S: Final = 10.0  # the group takes a member that does not poll for dead, minutes later
 
 
@@ -178,6 +179,7 @@ class Daemon:
         self._commit_errors_seen = 0
         self._uncommitted = False  # something was handed on since the last checkpoint
         self._restore_due = 0.0
+        self._name_wait_s = 0.0  # while the group has another member of our name
         self._lacks_since = math.inf
         self._started = False
         self._winding_down = False
@@ -253,6 +255,9 @@ class Daemon:
             "stopping": self._failure is not None or self._stop.is_set(),
             (hung := self._hung()): bool(hung),
             "waiting for Kafka and its topics": not self._started,
+            "the group has another member with this group.instance.id, waiting for its end": (
+                self._name_wait_s > 0
+            ),
             "waiting for the consumer group's assignment": not self._partitions.joined,
             f"no broker reachable: {self._consumer.health.last_error}": (
                 not self._consumer.health.reachable
@@ -289,7 +294,7 @@ class Daemon:
                 self._stop.wait(wait_s)
                 wait_s = min(10.0, wait_s * 2)
                 continue
-            if lacking := self._lacking(topics):
+            if lacking := self._lacking(topics) or self._loses_state():
                 raise DaemonFailedError(lacking)
             return
 
@@ -314,6 +319,13 @@ class Daemon:
                 "same number; give it as many"
             )
         return ""
+
+    def _loses_state(self) -> str:
+        """Say that the topic of state deletes records by time, or grows for ever, if it is so."""
+        if self._keeper is None:
+            return ""
+        why = self._publisher.wrong_policy(self._settings.state, "compact")
+        return f"topic {self._settings.state} {why}" if why else ""
 
     def _transactions_possible(self) -> bool:
         """Wait until transactions can be begun; False if told to stop before."""
@@ -350,6 +362,9 @@ class Daemon:
 
     def _intake(self) -> None:
         self._beat = time.monotonic()
+        if self._consumer.name_taken:
+            self._wait_for_name()
+            return
         if self._decision.lost:
             self._begin_anew()
             return
@@ -378,6 +393,21 @@ class Daemon:
                 self._checkpoint()
             self._commit(wait=False)
             self._observe_partitions()
+
+    def _wait_for_name(self) -> None:
+        """Join again after a while: the group keeps a killed member until its session is over.
+
+        So it is with `group.protocol = consumer`; with the classic one a newcomer takes its place.
+        """
+        first_s, most_s = _NAME_WAITS_S
+        self._name_wait_s = wait_s = min(most_s, 2 * self._name_wait_s or first_s)
+        _log.warning(
+            "the group has another member with this group.instance.id, waiting for its end: of one "
+            "that was killed, group.consumer.session.timeout.ms of the brokers after it",
+            wait_s=wait_s,
+        )
+        if not self._stop.wait(wait_s):
+            self._consumer.rejoin()
 
     def _take_offered(self) -> None:
         """Hand on the latest model offered, if any: what is taken in from here on is scored by it.
@@ -643,6 +673,7 @@ class Daemon:
     def assigned(self, partitions: list[int]) -> bool:
         """Take note of new partitions. With a keeper they are held until they are restored."""
         self._partitions.joined = True
+        self._name_wait_s = 0.0
         self._metrics.rebalances.labels("assigned").inc()
         _log.info("partitions assigned", partitions=partitions)
         if self._keeper is not None:

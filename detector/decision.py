@@ -25,16 +25,18 @@ from detector.ledger import Ledger, Ticket
 from detector.metrics import Metrics
 from detector.model_changes import LOGGED_AS, ModelChange
 from detector.model_watch import LoadedModel
-from detector.outbox import Outbox
+from detector.outbox import TOO_LARGE, Outbox
 from detector.partitions import Partitions
 from detector.pipeline import Outcome, Pipeline
 from detector.state_checks import Arrays
 from detector.state_keeper import StateKeeper
+from detector.state_records import CHUNK_BYTES
 from detector.work import Work
 
 _log = structlog.get_logger("tapewatch")
 
 QUEUED_WORKS: Final = 2
+_STATE_LIMIT_BYTES: Final = 1_048_588  # of a record, where neither topic nor brokers say another
 
 
 class Observer(Protocol):
@@ -261,9 +263,15 @@ class Decision:
     ) -> None:
         def acknowledged(error: str | None) -> None:
             if error is not None:
+                advice = (
+                    f"; set max.message.bytes of that topic to {_STATE_LIMIT_BYTES}, the default, "
+                    f"at least: records of state have up to {CHUNK_BYTES} bytes before compression"
+                    if TOO_LARGE in error
+                    else ""
+                )
                 self._outbox.refused(
                     f"state of partition {partition} to topic {self._state_topic} was refused by "
-                    f"Kafka: {error}"
+                    f"Kafka: {error}{advice}"
                 )
                 return
             self._metrics.state_bytes.inc(len(key) + len(value or b""))

@@ -74,6 +74,8 @@ class ScriptedConsumer:
         self.health.on_statistics('{"brokers": {"b": {"state": "UP", "nodeid": 1}}}')
         self.assigned_partitions = frozenset({0, 1})
         self.held: set[int] = set()
+        self.name_taken = False
+        self.rejoins = self.refusals = 0
         self.commit_errors = 0
         self.waited_s = 0.0
         self.committed: dict[int, int] = {}
@@ -81,6 +83,13 @@ class ScriptedConsumer:
         self.known: dict[str, int] | None = TOPICS
         self.assignment: Daemon | None = None
         self.during_fetch: Callable[[int], None] = lambda _: None
+
+    def rejoin(self) -> None:
+        """Join as a new client, which is refused as often as the test wants."""
+        self.rejoins += 1
+        self.name_taken = self.rejoins < self.refusals
+        if not self.name_taken:
+            self.subscribe()
 
     def topics(self, timeout_s: float) -> dict[str, int]:
         """The cluster's topics, or nobody there."""
@@ -610,6 +619,37 @@ def test_unusable_kafka_stops_the_daemon() -> None:
     with rig:
         until(lambda: not rig.thread.is_alive())
     assert "TOPIC_AUTHORIZATION_FAILED" in str(rig.error)
+
+
+def test_a_name_in_use_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member whose name the group still has says so, asks again and goes on once it is free."""
+    monkeypatch.setattr("detector.daemon._NAME_WAITS_S", (0.01, 0.02))
+    rig = Rig([part([b"t"], 0)])
+    told: list[str] = []
+
+    def taken(fetch: int) -> None:
+        told.append(rig.daemon.ready()[1])
+        if fetch == 3:
+            rig.consumer.name_taken, rig.consumer.refusals = True, 3
+            rig.daemon._partitions.joined = False
+
+    rig.consumer.during_fetch = taken
+    rig.consumer.script.insert(0, [])
+    rejoin = rig.consumer.rejoin
+
+    def asked() -> None:
+        told.append(rig.daemon.ready()[1])
+        rejoin()
+
+    monkeypatch.setattr(rig.consumer, "rejoin", asked)
+    with rig:
+        until(lambda: rig.consumer.rejoins == 3)
+        until(lambda: rig.daemon.ready()[0])
+        assert rig.daemon.healthy()[0]
+    assert [reason for reason in told if not reason.startswith("ready")] == [
+        "the group has another member with this group.instance.id, waiting for its end"
+    ] * 3
+    assert rig.error is None
 
 
 def test_latency_is_observed_per_event() -> None:
