@@ -175,7 +175,7 @@ class Daemon:
         self._beat = time.monotonic()
         self._waits_since = math.inf  # for the decision thread to take more
         self._commit_due = 0.0
-        self._drift_due = 0.0
+        self._drift_due = self._observe_due = 0.0
         self._commit_errors_seen = 0
         self._uncommitted = False  # something was handed on since the last checkpoint
         self._restore_due = 0.0
@@ -577,6 +577,8 @@ class Daemon:
             if self._decision.put(work, 0.1):
                 break
             self._beat = time.monotonic()
+            if self._beat >= self._observe_due:  # the lag grows meanwhile
+                self._observe_partitions()
             if not self._decision.alive:
                 return
             if self._beat - waits_since > _POLL_WITHIN_S and not self._winding_down:
@@ -634,6 +636,7 @@ class Daemon:
 
     def _observe_partitions(self) -> None:
         pipeline = self._pipeline
+        self._observe_due = self._beat + self._settings.commit_interval_s
         self._metrics.observe_partitions(
             pipeline.tracked_instruments(),
             pipeline.evictions(),
@@ -709,10 +712,13 @@ class Daemon:
         self._partitions.forget(partitions)
         if self._keeper is not None:
             self._keeper.release(partitions)
-        for partition in partitions:
-            self._tracked.pop(partition, None)
-            self._decision.in_force.pop(partition, None)
-            self._pipeline.release(partition)
+        # A work that is being decided when a partition is lost is decided with what it had: without
+        # its open episodes it would tell some events and not those before them.
+        with self._decision.between_works():
+            for partition in partitions:
+                self._tracked.pop(partition, None)
+                self._decision.in_force.pop(partition, None)
+                self._pipeline.release(partition)
         self._metrics.open_table.forget(partitions)
         gone = set(partitions)
         self._partition_of = {k: p for k, p in self._partition_of.items() if p not in gone}

@@ -10,10 +10,11 @@ since the last one with it: works are dropped until intake has begun anew from w
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -97,6 +98,7 @@ class Decision:
         self._works: queue.Queue[Work | None] = queue.Queue(QUEUED_WORKS)
         self._thread = threading.Thread(target=self._run, name="decision", daemon=True)
         self._stopping = threading.Event()
+        self._deciding = threading.Lock()
         self._moved: dict[int, tuple[int, int]] = {}  # partition: generation, next offset
         self.lost = False
         self.recovered = False
@@ -164,6 +166,16 @@ class Decision:
 
     def decide(self, work: Work) -> None:
         """Score and decide one micro-batch, or put another model in force."""
+        with self._deciding:
+            self._decide(work)
+
+    @contextlib.contextmanager
+    def between_works(self) -> Iterator[None]:
+        """Let no work be decided meanwhile: what is taken from the pipeline may be of one's own."""
+        with self._deciding:
+            yield
+
+    def _decide(self, work: Work) -> None:
         still, generations = self._partitions.still, work.generations
         changes = [c for c in work.changes if still(c.partition, generations)]
         if work.model is not None:

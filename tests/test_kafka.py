@@ -18,7 +18,8 @@ from detector.kafka import consumer as consuming
 from detector.kafka.connection import topic_settings
 from detector.kafka.consumer import place_of
 from detector.replaying import ReplayRequest
-from tests.running import wait_until
+from tests.mock_cluster import MockCluster, Request
+from tests.running import Tape, tapewatch, wait_until
 
 NOBODY = Connection("127.0.0.1:1")
 
@@ -178,6 +179,39 @@ def test_where_a_group_stands_is_within_what_is_retained() -> None:
     assert (gone.next_offset, beyond.next_offset) == (30_000, 42_173)
     assert "10,000 messages from offset 20000 on are gone" in gone.note
     assert "47173 lies beyond the end" in beyond.note
+
+
+def test_records_wait_for_a_broker_whose_disk_takes_nothing(mock_cluster: MockCluster) -> None:
+    """A full disk of a broker is no refusal: records are sent again until they are acknowledged."""
+    mock_cluster.create_topic("anomalies")
+    mock_cluster.fail(Request.PRODUCE, *[KafkaError.KAFKA_STORAGE_ERROR] * 5)
+    answers: list[str | None] = []
+    with Publisher(Connection(mock_cluster.bootstrap)) as publisher:
+        for i in range(3):
+            publisher.publish("anomalies", b"key", b"%d" % i, (), answers.append)
+        assert publisher.flush(30.0) == 0
+        wait_until(lambda: len(answers) == 3)
+        assert publisher.health.fatal is None
+    assert answers == [None] * 3
+
+
+def test_replay_without_a_broker_says_so_in_its_own_words(tape: Tape) -> None:
+    """The client's lines come through the log, once in a while; the command's own word is last."""
+    done = tapewatch("replay", "--bootstrap", "127.0.0.1:1", "--ticks", tape.live)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("no broker answered at 127.0.0.1:1 within 15 s")
+    client = [line for line in lines if "FAIL" in line]
+    assert len(client) <= 2
+    assert not any(line.startswith(("FAIL", "%")) for line in client)
+
+
+def test_a_check_of_the_configuration_shows_no_line_of_the_client(tmp_path: Path) -> None:
+    """No broker is waited for, so none that is missing is complained about."""
+    path = tmp_path / "tapewatch.toml"
+    path.write_text('[kafka]\nbootstrap_servers = "127.0.0.1:1"\n')
+    done = tapewatch("config", "check", "--config", path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 PROPERTIES = {

@@ -31,9 +31,9 @@ STEPS: Final = (
 )
 _SELDOM: Final = {"snapshotting": 2, "replaying": 1}
 _STEP_WITHIN_S: Final = 30.0
-_SLOW_BYTES_PER_S: Final = 5_000.0
+_SLOW_BYTES_PER_S: Final = 2_000.0
 _BEHIND: Final = 5_000  # messages: more than the daemon's queue, and a few seconds of the load
-_QUEUE: Final = 200
+_QUEUE: Final = 50
 _POLLS: Final = {"max.poll.interval.ms": f"{POLL_S * 1e3:.0f}"}
 _LIVELY: Final = {"session.timeout.ms": f"{SESSION_S * 1e3:.0f}", **_POLLS}
 _EAGER: Final = {"partition.assignment.strategy": "range,roundrobin", **_LIVELY}

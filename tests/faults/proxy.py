@@ -15,6 +15,7 @@ from typing import Final, Self
 
 _CHUNK: Final = 64 * 1024
 _WITHIN_S: Final = 10.0
+_SLICE_S: Final = 0.05
 
 
 class Proxy:
@@ -146,8 +147,10 @@ class Proxy:
             while data := await reader.read(_CHUNK):
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
-                if self._bytes_per_s and not answers:
-                    await asyncio.sleep(len(data) / self._bytes_per_s)
+                due = 0.0 if answers else len(data)
+                while self._bytes_per_s and due > 0:
+                    await asyncio.sleep(_SLICE_S)
+                    due -= self._bytes_per_s * _SLICE_S
                 if answers and self._deaf:
                     continue
                 writer.write(data)

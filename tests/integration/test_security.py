@@ -114,7 +114,8 @@ def secured(
         scram=dict.fromkeys(USERS, PASSWORD),
     )
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    topics = [NewTopic(name, 1, 1) for name in TOPICS]
+    compact = {"cleanup.policy": "compact"}
+    topics = [NewTopic(name, 1, 1, config=compact if name == STATE else {}) for name in TOPICS]
     for made in admin.create_topics(topics).values():
         made.result(30)
     rules = [rule for user, rights in USERS.items() for rule in _rules(user, rights)]

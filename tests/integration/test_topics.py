@@ -29,6 +29,7 @@ class Topics:
 
     bootstrap: str
     name: str
+    admin: AdminClient
 
     def config(self, model: Path, more: str = "") -> str:
         """TOML of a daemon that looks at its topics every second."""
@@ -78,16 +79,12 @@ port = 0
         records = [(b"k", encode_dbn(ticks[i : i + 8])) for i in range(0, n, 8)]
         produce_all(self.bootstrap, f"{self.name}-ticks", list(records))
 
-    @property
-    def admin(self) -> AdminClient:
-        """A client of the test's own."""
-        return AdminClient({"bootstrap.servers": self.bootstrap})
-
 
 @pytest.fixture
 def topics(kafka_bootstrap: str) -> Iterator[Topics]:
     """Names of topics; those that exist at the end are deleted."""
-    made = Topics(kafka_bootstrap, f"t{uuid.uuid4().hex[:8]}")
+    admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
+    made = Topics(kafka_bootstrap, f"t{uuid.uuid4().hex[:8]}", admin)
     yield made
     for which in ("ticks", "anomalies", "dlq", "state"):
         with contextlib.suppress(KafkaException):
