@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## watch a synthetic market through an embedded broker, end 
 test: $(INSTALLED)  ## run the tests, against a real Kafka where Java 17 and Maven exist
 	$(BIN)/python -m tests.suite $(PYTEST_ARGS)
 
-chaos: $(INSTALLED)  ## the fault tests in their long form, an hour and a half; ends with a table
+chaos: $(INSTALLED)  ## the fault tests in their long form, two hours; ends with a table
 	$(BIN)/python -m tests.faults.chaos --long $(CHAOS_ARGS)
 
 check: $(INSTALLED)  ## format, lint, strict types, import rules
