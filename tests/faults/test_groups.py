@@ -9,7 +9,6 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from tests.faults.place import PROPERTIES, Ports
 from tests.integration.kafka_reading import committed_and_end, produce_all
 from tests.kafka_broker import KafkaBroker
 from tests.running import RunningDaemon, Tape, wait_until
@@ -21,9 +20,8 @@ N = 2000
 
 @pytest.fixture
 def broker(start_kafka: Callable[..., KafkaBroker]) -> Iterator[KafkaBroker]:
-    """A Kafka that gives a member up after a few seconds, with one partition to be had."""
-    assert "group.consumer.session.timeout.ms" in PROPERTIES
-    broker = start_kafka(**Ports.free().broker())
+    """A Kafka that gives a member up later than a daemon is back, with one partition to be had."""
+    broker = start_kafka({"group.consumer.session.timeout.ms": "30000"})
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     names = ("ticks", "anomalies", "anomalies.dlq")
     topics = [NewTopic(name, 1, 1) for name in names]
