@@ -28,7 +28,7 @@ test: $(INSTALLED)  ## run the tests, against a real Kafka where Java 17 and Mav
 kafka: $(INSTALLED)  ## a Kafka to try things with, on localhost:9092 until ctrl-C; needs Java 17 and Maven
 	$(BIN)/python -m tests.kafka_broker
 
-chaos: $(INSTALLED)  ## the fault tests in their long form, an hour and a half; ends with a table
+chaos: $(INSTALLED)  ## the fault tests in their long form, two hours; ends with a table
 	$(BIN)/python -m tests.faults.chaos --long $(CHAOS_ARGS)
 
 check: $(INSTALLED)  ## format, lint, strict types, import rules

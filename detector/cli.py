@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failure, 2 bad usage, configuration or artifact.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -39,6 +40,12 @@ app.add_typer(topics_app, name="topics")
 out = Console()
 err = Console(stderr=True)
 
+_DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_KERNELS: Final = (
+    "compiled kernels are kept in the folder that the environment variable NUMBA_CACHE_DIR names, "
+    "about 5 MB: it must be possible to write there"
+)
+
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="TOML file; docs/configuration.md lists the keys."),
@@ -71,7 +78,15 @@ def _told() -> Iterator[None]:
     except (RefusedError, FailedError) as error:
         err.print(scrub(str(error)), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, RefusedError) else 1)
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):
+            raise
+        err.print(f"{error}; {_KERNELS}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
     except OSError as error:
+        if error.filename is None and error.errno in _DISK_FULL:
+            err.print(f"{error.strerror}; {_KERNELS}", style="red", markup=False, soft_wrap=True)
+            sys.exit(1)
         if error.filename is None:
             raise
         err.print(f"{error.filename}: {error.strerror}", style="red", markup=False, soft_wrap=True)
@@ -109,7 +124,7 @@ def run(config: ConfigPath = None) -> None:
     Example: tapewatch run --config tapewatch.toml
     """
     from detector.logs import configure_logs  # noqa: PLC0415
-    from detector.service import Service, exit_if_stuck  # noqa: PLC0415
+    from detector.service import Service, end_at_once, exit_if_stuck  # noqa: PLC0415
 
     service: Service | None = None
 
@@ -131,8 +146,14 @@ def run(config: ConfigPath = None) -> None:
             f"cannot listen there: {error.strerror}"
         ) from error
 
+    code: str | int | None = 0
     with service:
-        service.run()
+        try:
+            with _told():
+                service.run()
+        except SystemExit as told:
+            code = told.code
+    end_at_once(int(code or 0))
 
 
 @config_app.command("check")
@@ -191,6 +212,8 @@ def _toml(value: object) -> str:
 # ---- topics and events -------------------------------------------------------------------------
 
 
+EVENT_TOPIC: Final = {"cleanup.policy": "delete"}
+"""Compaction would keep the last record of each key only."""
 STATE_TOPIC: Final = {
     "cleanup.policy": "compact",
     "max.compaction.lag.ms": "600000",
@@ -208,13 +231,17 @@ STATE_TOPIC: Final = {
 def topics_create(
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
-    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the input topic.")] = 4,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, help="Partitions of the input topic; 4 where it is new.")
+    ] = None,
     replication: Annotated[int, typer.Option(min=1, help="Copies of every partition.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Create the topics for ticks, anomalies, dead letters, state and, if configured, latents.
 
-    The topic of state is compacted and gets as many partitions as the input has.
+    The topic of state is compacted and gets as many partitions as the input has. Topics that exist
+    are left as they are; one with too few partitions or another cleanup policy is told, with the
+    command that mends it and exit code 1.
 
     Example: tapewatch topics create --bootstrap localhost:9092 --partitions 8
     """
@@ -224,25 +251,26 @@ def topics_create(
     settings = _with_bootstrap(load_config(config), bootstrap)
     topics = settings.topics
     connection = connection_of(settings)
+    new, least = partitions or 4, partitions or 1
     dead_letter_limit = {"max.message.bytes": str(16 * 1024 * 1024)}
     plans = [
-        TopicPlan(topics.ticks, partitions, {}),
-        TopicPlan(topics.anomalies, partitions, {}),
-        TopicPlan(topics.dead_letters, 1, dead_letter_limit),
+        TopicPlan(topics.ticks, new, EVENT_TOPIC, least),
+        TopicPlan(topics.anomalies, new, EVENT_TOPIC, least),
+        TopicPlan(topics.dead_letters, 1, EVENT_TOPIC | dead_letter_limit),
     ]
     if topics.latents is not None:
-        plans.append(TopicPlan(topics.latents, partitions, {}))
+        plans.append(TopicPlan(topics.latents, new, EVENT_TOPIC, least))
     if settings.state.keep:
-        inputs = partitions_of(connection, topics.ticks) or partitions
-        plans.append(TopicPlan(topics.state, inputs, STATE_TOPIC))
+        inputs = max(least, partitions_of(connection, topics.ticks) or new)
+        plans.append(TopicPlan(topics.state, inputs, STATE_TOPIC, inputs))
     results = create_topics(connection, plans, replication)
     if as_json:
         _print_json(results)
     else:
         for name, result in results.items():
-            out.print(scrub(f"{name}: {result}"), highlight=False)
+            out.print(scrub(f"{name}: {result}"), highlight=False, markup=False, soft_wrap=True)
     if not set(results.values()) <= {"created", "exists"}:
-        raise FailedError("not every topic exists now; see above")
+        raise FailedError("not every topic is there as it must be; see above")
 
 
 @app.command()
@@ -406,6 +434,10 @@ def bench(
 
 
 def _with_bootstrap(config: Config, bootstrap: str | None) -> Config:
+    """Get ready to talk to Kafka, with the brokers of the command line if it names some."""
+    from detector.logs import configure_logs  # noqa: PLC0415
+
+    configure_logs(config.log.level, "console")  # of the client, once in a while and scrubbed
     for warning in config.kafka.security.warnings():
         err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     if bootstrap is None:

@@ -59,6 +59,14 @@ OWNED_PROPERTIES: Final[Mapping[str, str]] = {
     "error_cb": "callbacks are tapewatch's own",
     "stats_cb": "callbacks are tapewatch's own",
 }
+_OF_THE_BROKERS: Final[Mapping[str, str]] = {
+    "session.timeout.ms": "the brokers' group.consumer.session.timeout.ms",
+    "heartbeat.interval.ms": "the brokers' group.consumer.heartbeat.interval.ms",
+    "partition.assignment.strategy": "group.remote.assignor, one of the brokers' "
+    "group.consumer.assignors",
+    "group.protocol.type": "nothing",
+}
+"""With group.protocol = consumer (KIP-848): what takes the place of a member's own property."""
 _SECRET: Final = re.compile(r"password|secret|\.key\.pem$|oauthbearer\.config|token|jaas")
 _TOPIC: Final = re.compile(r"^[a-zA-Z0-9._-]{1,249}$")
 
@@ -115,6 +123,22 @@ class KafkaConfig(_Section):
                 raise ValueError(
                     f"properties: {name} is set by [kafka.security]; set kafka.security.{key} there"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_group_protocol(self) -> KafkaConfig:
+        if str(self.properties.get("group.protocol", "classic")).lower() != "consumer":
+            return self
+        wrong = [
+            f"{name} (in its place: {instead})"
+            for name, instead in _OF_THE_BROKERS.items()
+            if name in self.properties
+        ]
+        if wrong:
+            raise ValueError(
+                "properties: with group.protocol = consumer the brokers decide on the group, and a "
+                f"member cannot set {', '.join(wrong)}"
+            )
         return self
 
     def plain_properties(self) -> dict[str, str]:
@@ -556,7 +580,8 @@ def _explain(error: ValidationError, path: Path | None) -> str:
         shown = (
             "" if isinstance(given, dict | BaseModel) or _SECRET.search(key) else f" = {given!r}"
         )
-        lines.append(f"  {key}{shown}: {problem['msg'].removeprefix('Value error, ')}")
+        place = f"{key}{shown}: " if key else ""  # none where keys of two sections do not fit
+        lines.append(f"  {place}{problem['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

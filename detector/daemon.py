@@ -61,6 +61,7 @@ _ANSWER_S: Final = 5.0  # of the brokers, to one question
 _PAUSE_S: Final = 0.01
 _RETRY_S: Final = 1.0
 _LACKING_S: Final = 10.0
+_NAME_WAITS_S: Final = 0.5, 5.0  # first and longest time until it is asked for again
 _POLL_WITHIN_S: Final = 10.0  # the group takes a member that does not poll for dead, minutes later
 
 
@@ -175,10 +176,11 @@ class Daemon:
         self._beat = time.monotonic()
         self._waits_since = math.inf  # for the decision thread to take more
         self._commit_due = 0.0
-        self._drift_due = 0.0
+        self._drift_due = self._observe_due = 0.0
         self._commit_errors_seen = 0
         self._uncommitted = False  # something was handed on since the last checkpoint
         self._restore_due = 0.0
+        self._name_wait_s = 0.0  # while the group has another member of our name
         self._lacks_since = math.inf
         self._started = False
         self._winding_down = False
@@ -254,6 +256,9 @@ class Daemon:
             "stopping": self._failure is not None or self._stop.is_set(),
             (hung := self._hung()): bool(hung),
             "waiting for Kafka and its topics": not self._started,
+            "the group has another member with this group.instance.id, waiting for its end": (
+                self._name_wait_s > 0
+            ),
             "waiting for the consumer group's assignment": not self._partitions.joined,
             f"no broker reachable: {self._consumer.health.last_error}": (
                 not self._consumer.health.reachable
@@ -290,7 +295,7 @@ class Daemon:
                 self._stop.wait(wait_s)
                 wait_s = min(10.0, wait_s * 2)
                 continue
-            if lacking := self._lacking(topics):
+            if lacking := self._lacking(topics) or self._loses_state():
                 raise DaemonFailedError(lacking)
             return
 
@@ -315,6 +320,13 @@ class Daemon:
                 "same number; give it as many"
             )
         return ""
+
+    def _loses_state(self) -> str:
+        """Say that the topic of state deletes records by time, or grows for ever, if it is so."""
+        if self._keeper is None:
+            return ""
+        why = self._publisher.wrong_policy(self._settings.state, "compact")
+        return f"topic {self._settings.state} {why}" if why else ""
 
     def _transactions_possible(self) -> bool:
         """Wait until transactions can be begun; False if told to stop before."""
@@ -351,6 +363,9 @@ class Daemon:
 
     def _intake(self) -> None:
         self._beat = time.monotonic()
+        if self._consumer.name_taken:
+            self._wait_for_name()
+            return
         if self._decision.lost:
             self._begin_anew()
             return
@@ -379,6 +394,21 @@ class Daemon:
                 self._checkpoint()
             self._commit()
             self._observe_partitions()
+
+    def _wait_for_name(self) -> None:
+        """Join again after a while: the group keeps a killed member until its session is over.
+
+        So it is with `group.protocol = consumer`; with the classic one a newcomer takes its place.
+        """
+        first_s, most_s = _NAME_WAITS_S
+        self._name_wait_s = wait_s = min(most_s, 2 * self._name_wait_s or first_s)
+        _log.warning(
+            "the group has another member with this group.instance.id, waiting for its end: of one "
+            "that was killed, group.consumer.session.timeout.ms of the brokers after it",
+            wait_s=wait_s,
+        )
+        if not self._stop.wait(wait_s):
+            self._consumer.rejoin()
 
     def _take_offered(self) -> None:
         """Hand on the latest model offered, if any: what is taken in from here on is scored by it.
@@ -554,6 +584,8 @@ class Daemon:
             if self._decision.put(work, 0.1):
                 break
             self._beat = time.monotonic()
+            if self._beat >= self._observe_due:  # the lag grows meanwhile
+                self._observe_partitions()
             if not self._decision.alive:
                 return
             if self._beat - waits_since > _POLL_WITHIN_S and not self._winding_down:
@@ -611,6 +643,7 @@ class Daemon:
 
     def _observe_partitions(self) -> None:
         pipeline = self._pipeline
+        self._observe_due = self._beat + self._settings.commit_interval_s
         self._metrics.observe_partitions(
             pipeline.tracked_instruments(),
             pipeline.evictions(),
@@ -650,6 +683,7 @@ class Daemon:
     def assigned(self, partitions: list[int]) -> bool:
         """Take note of new partitions. With a keeper they are held until they are restored."""
         self._partitions.joined = True
+        self._name_wait_s = 0.0
         self._metrics.rebalances.labels("assigned").inc()
         _log.info("partitions assigned", partitions=partitions)
         if self._keeper is not None:
@@ -685,10 +719,13 @@ class Daemon:
         self._partitions.forget(partitions)
         if self._keeper is not None:
             self._keeper.release(partitions)
-        for partition in partitions:
-            self._tracked.pop(partition, None)
-            self._decision.in_force.pop(partition, None)
-            self._pipeline.release(partition)
+        # A work that is being decided when a partition is lost is decided with what it had: without
+        # its open episodes it would tell some events and not those before them.
+        with self._decision.between_works():
+            for partition in partitions:
+                self._tracked.pop(partition, None)
+                self._decision.in_force.pop(partition, None)
+                self._pipeline.release(partition)
         self._metrics.open_table.forget(partitions)
         gone = set(partitions)
         self._partition_of = {k: p for k, p in self._partition_of.items() if p not in gone}

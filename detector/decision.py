@@ -13,10 +13,11 @@ committed.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -30,11 +31,12 @@ from detector.ledger import Ledger, Ticket
 from detector.metrics import Metrics
 from detector.model_changes import LOGGED_AS, ModelChange
 from detector.model_watch import LoadedModel
-from detector.outbox import Outbox
+from detector.outbox import TOO_LARGE, Outbox
 from detector.partitions import Partitions
 from detector.pipeline import Outcome, Pipeline
 from detector.state_checks import Arrays
 from detector.state_keeper import StateKeeper
+from detector.state_records import CHUNK_BYTES
 from detector.work import Work
 
 _log = structlog.get_logger("tapewatch")
@@ -43,6 +45,7 @@ QUEUED_WORKS: Final = 2
 HELD_WORKS: Final = 8
 """Decided works that wait for the transaction in flight. They are kept with their messages and
 features, some megabytes each where they are as large as they may be."""
+_STATE_LIMIT_BYTES: Final = 1_048_588  # of a record, where neither topic nor brokers say another
 
 
 class Observer(Protocol):
@@ -107,6 +110,7 @@ class Decision:
         self._at_rest_after = 0  # of so many works nothing was left, no commit in flight either
         self._thread = threading.Thread(target=self._run, name="decision", daemon=True)
         self._stopping = threading.Event()
+        self._deciding = threading.Lock()
         self._moved: dict[int, tuple[int, int]] = {}  # partition: generation, next offset
         self.lost = False
         self.recovered = False
@@ -175,6 +179,16 @@ class Decision:
 
     def decide(self, work: Work) -> None:
         """Score and decide one micro-batch, or put another model in force."""
+        with self._deciding:
+            self._decide(work)
+
+    @contextlib.contextmanager
+    def between_works(self) -> Iterator[None]:
+        """Let no work be decided meanwhile: what is taken from the pipeline may be of one's own."""
+        with self._deciding:
+            yield
+
+    def _decide(self, work: Work) -> None:
         still, generations = self._partitions.still, work.generations
         changes = [c for c in work.changes if still(c.partition, generations)]
         if work.model is not None:
@@ -289,9 +303,15 @@ class Decision:
     ) -> None:
         def acknowledged(error: str | None) -> None:
             if error is not None:
+                advice = (
+                    f"; set max.message.bytes of that topic to {_STATE_LIMIT_BYTES}, the default, "
+                    f"at least: records of state have up to {CHUNK_BYTES} bytes before compression"
+                    if TOO_LARGE in error
+                    else ""
+                )
                 self._outbox.refused(
                     f"state of partition {partition} to topic {self._state_topic} was refused by "
-                    f"Kafka: {error}"
+                    f"Kafka: {error}{advice}"
                 )
                 return
             self._metrics.state_bytes.inc(len(key) + len(value or b""))

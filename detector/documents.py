@@ -35,7 +35,11 @@ This page is generated: `make docs`.
 _OWNED_HEAD: Final = """## librdkafka properties that tapewatch owns
 
 Any other property goes into `[kafka.properties]`, for example `"fetch.min.bytes" = 7`.
+Consumer and producer are given each their own: `"linger.ms"` means nothing to the first.
 What `[kafka.security]` sets cannot be set here as well.
+With `"group.protocol" = "consumer"` (KIP-848) the brokers decide on sessions, heartbeats and
+assignor; a member that sets `session.timeout.ms`, `heartbeat.interval.ms`,
+`partition.assignment.strategy` or `group.protocol.type` is refused.
 Values whose name looks like a secret are masked wherever configuration is shown; give them by
 environment (`TAPEWATCH_KAFKA__SECURITY__PASSWORD`) or by file (`password_file`).
 

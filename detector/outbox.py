@@ -27,7 +27,7 @@ from detector.work import Work
 _log = structlog.get_logger("tapewatch")
 
 _CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
-_TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; only it is cut for
+TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; only it is cut for
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
 _DEAD_LETTER_KEY_BYTES: Final = 1024
 _MOST_CUT: Final = 2
@@ -96,7 +96,9 @@ class Outbox:
     def ask_for_limits(self) -> None:
         """Ask how large a dead letter may be, where a refusal costs the whole transaction."""
         if not self._at_once:
-            self._largest = self._publisher.largest_record(self._topics.dead_letters)
+            settings = self._publisher.settings_of(self._topics.dead_letters)
+            largest = settings.get("max.message.bytes")
+            self._largest = None if largest is None else int(largest)
 
     def send(self, work: Work) -> None:
         """Publish what a decided work led to."""
@@ -218,7 +220,7 @@ class Outbox:
                 return
             times = self._refusals.get(place, 0) + 1
             # One that was cut may still go with other large ones.
-            if _TOO_LARGE not in error or times > _REQUESTS_WITH_LARGE_ONES + _MOST_CUT:
+            if TOO_LARGE not in error or times > _REQUESTS_WITH_LARGE_ONES + _MOST_CUT:
                 self.refused(
                     f"dead letter of {place} to topic {self._topics.dead_letters} was refused by "
                     f"Kafka: {error}"

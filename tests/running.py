@@ -103,6 +103,16 @@ def train_model(tape: Tape, folder: Path) -> Path:
     return folder
 
 
+def metric_in(text: str, name: str, **labels: str) -> float:
+    """Sum of a scrape's samples of a metric that carry the labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
 class RunningDaemon:
     """`tapewatch run` as a process of its own, with its metrics and its log."""
 
@@ -134,12 +144,7 @@ class RunningDaemon:
         """Sum of a metric's samples that carry the labels."""
         status, text = self.get("/metrics")
         assert status == 200, self.log
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return metric_in(text, name, **labels)
 
     def wait_ready(self) -> RunningDaemon:
         """Wait until `/readyz` says ready."""

@@ -128,6 +128,34 @@ def test_check_asks_librdkafka_about_its_properties(tmp_path: Path, line: str) -
     assert CliRunner().invoke(app, ["config", "check", "--config", str(path)]).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("session.timeout.ms", "6000", "group.consumer.session.timeout.ms"),
+        ("heartbeat.interval.ms", "500", "group.consumer.heartbeat.interval.ms"),
+        ("partition.assignment.strategy", "range", "group.remote.assignor"),
+        ("group.protocol.type", "consumer", "nothing"),
+    ],
+)
+def test_what_is_the_brokers_with_the_newer_group_protocol_is_refused(
+    tmp_path: Path, name: str, value: str, instead: str
+) -> None:
+    """With group.protocol = consumer a member's own session is refused, and its place is named."""
+    line = f'"{name}" = "{value}"\n'
+    with pytest.raises(ConfigError, match=r"group\.protocol = consumer") as refused:
+        load(tmp_path, f'[kafka.properties]\n"group.protocol" = "consumer"\n{line}')
+    assert f"{name} (in its place: " in str(refused.value)
+    assert instead in str(refused.value)
+    load(tmp_path, f"[kafka.properties]\n{line}")
+
+
+def test_keys_that_do_not_fit_together_are_told_without_an_empty_key(tmp_path: Path) -> None:
+    """What two sections contradict each other in has no one key to begin its line with."""
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, 'delivery = "exactly_once"\n[state]\nkeep = false\n')
+    assert str(refused.value).splitlines()[1].startswith("  delivery = 'exactly_once' needs")
+
+
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     """A file that is not there is named."""
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):

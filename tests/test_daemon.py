@@ -74,6 +74,8 @@ class ScriptedConsumer:
         self.health.on_statistics('{"brokers": {"b": {"state": "UP", "nodeid": 1}}}')
         self.assigned_partitions = frozenset({0, 1})
         self.held: set[int] = set()
+        self.name_taken = False
+        self.rejoins = self.refusals = self.behind = 0
         self.commit_errors = 0
         self.waited_s = 0.0
         self.committed: dict[int, int] = {}
@@ -81,6 +83,13 @@ class ScriptedConsumer:
         self.known: dict[str, int] | None = TOPICS
         self.assignment: Daemon | None = None
         self.during_fetch: Callable[[int], None] = lambda _: None
+
+    def rejoin(self) -> None:
+        """Join as a new client, which is refused as often as the test wants."""
+        self.rejoins += 1
+        self.name_taken = self.rejoins < self.refusals
+        if not self.name_taken:
+            self.subscribe()
 
     def topics(self, timeout_s: float) -> dict[str, int]:
         """The cluster's topics, or nobody there."""
@@ -110,8 +119,8 @@ class ScriptedConsumer:
         return None
 
     def lag(self, positions: Mapping[int, int]) -> dict[int, int]:
-        """Nothing is behind."""
-        return dict.fromkeys(positions, 0)
+        """What the test says."""
+        return dict.fromkeys(positions, self.behind)
 
     def close(self) -> bool:
         """Leave."""
@@ -514,6 +523,55 @@ def test_lost_partition_commits_nothing() -> None:
     assert rig.consumer.committed == {1: 2}
 
 
+def test_a_work_under_way_keeps_the_state_of_a_partition_that_is_lost() -> None:
+    """What is being decided is decided with its open episodes; they are forgotten after it."""
+    pipeline, order = EveryTickIsAnEvent(), []
+    hangs, told = threading.Event(), threading.Event()
+    release = pipeline.release
+
+    def hang() -> None:
+        hangs.set()
+        assert told.wait(WAIT_S)
+        time.sleep(0.1)  # of the loss, which comes on the other thread
+        order.append("decided")
+
+    def forget(partition: int) -> None:
+        if hangs.is_set():
+            order.append("released")
+        release(partition)
+
+    pipeline.before_finish, pipeline.release = hang, forget  # type: ignore[method-assign]
+    # What has a rejected message goes to the decision thread.
+    rig = Rig([part([b"t", b"bad"], 0)], pipeline=pipeline)
+
+    def lose(fetch: int) -> None:
+        if fetch == 2:
+            assert hangs.wait(WAIT_S)
+            assert rig.consumer.assignment is not None
+            told.set()
+            rig.consumer.assignment.lost([0])
+
+    rig.consumer.during_fetch = lose
+    with rig:
+        until(lambda: len(order) == 2)
+        assert order == ["decided", "released"]
+    assert rig.error is None
+
+
+def test_the_lag_is_told_while_nothing_can_be_taken_in() -> None:
+    """While decision is stuck the lag that grows is observed, not the one of before."""
+    pipeline, goes_on = EveryTickIsAnEvent(), threading.Event()
+    pipeline.before_finish = lambda: goes_on.wait(WAIT_S)
+    rig = Rig(*([part([b"t", b"bad"], 2 * k)] for k in range(4)), pipeline=pipeline)
+    with rig:
+        try:
+            until(lambda: rig.consumer.fetches == 4 and rig.daemon._waits_since < math.inf)
+            rig.consumer.behind = 1234
+            until(lambda: rig.value("tapewatch_consumer_lag_messages", partition="0") == 1234)
+        finally:
+            goes_on.set()
+
+
 def test_missing_topics_are_named() -> None:
     """Without its topics the daemon refuses to start and says how to create them."""
     rig = Rig()
@@ -609,6 +667,37 @@ def test_unusable_kafka_stops_the_daemon() -> None:
     with rig:
         until(lambda: not rig.thread.is_alive())
     assert "TOPIC_AUTHORIZATION_FAILED" in str(rig.error)
+
+
+def test_a_name_in_use_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member whose name the group still has says so, asks again and goes on once it is free."""
+    monkeypatch.setattr("detector.daemon._NAME_WAITS_S", (0.01, 0.02))
+    rig = Rig([part([b"t"], 0)])
+    told: list[str] = []
+
+    def taken(fetch: int) -> None:
+        told.append(rig.daemon.ready()[1])
+        if fetch == 3:
+            rig.consumer.name_taken, rig.consumer.refusals = True, 3
+            rig.daemon._partitions.joined = False
+
+    rig.consumer.during_fetch = taken
+    rig.consumer.script.insert(0, [])
+    rejoin = rig.consumer.rejoin
+
+    def asked() -> None:
+        told.append(rig.daemon.ready()[1])
+        rejoin()
+
+    monkeypatch.setattr(rig.consumer, "rejoin", asked)
+    with rig:
+        until(lambda: rig.consumer.rejoins == 3)
+        until(lambda: rig.daemon.ready()[0])
+        assert rig.daemon.healthy()[0]
+    assert [reason for reason in told if not reason.startswith("ready")] == [
+        "the group has another member with this group.instance.id, waiting for its end"
+    ] * 3
+    assert rig.error is None
 
 
 def test_latency_is_observed_per_event() -> None:
@@ -915,16 +1004,15 @@ def test_a_partition_given_up_is_not_recorded_under_the_new_model() -> None:
     """A swap that is decided after a partition went to another member leaves it out."""
     script = [[part([b"t"] * 3, 0), part([b"t"] * 2, 0, partition=1)], [part([b"t"] * 2000, 3)]]
     rig = Rig(*script)
-    gate = threading.Event()
+    mine = rig.daemon._partitions.generations
 
     def act(fetch: int) -> None:
-        if fetch == 2:  # from here on the decision thread is held up
-            rig.pipeline.before_finish = lambda: gate.wait(WAIT_S)
+        if fetch == 2:  # from here on the decision thread is held up, until the partition is gone
+            rig.pipeline.before_finish = lambda: until(lambda: bool(mine.get(1)))
         if fetch == 3:
             rig.daemon.offer(model_of("a"))
         if fetch == 4:
             rig.daemon.lost([1])
-            gate.set()
 
     rig.consumer.during_fetch = act
     with rig:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from typer.testing import CliRunner
 
 from detector.cli import app
-from detector.kafka import Connection, Place, Publisher, TickConsumer
+from detector.kafka import Connection, Place, Publisher, TickConsumer, read_state
 from detector.kafka import consumer as consuming
+from detector.kafka.connection import topic_settings
 from detector.kafka.consumer import place_of
 from detector.replaying import ReplayRequest
 from tests.conftest import TopicFactory
 from tests.integration.kafka_reading import committed_offsets, produce_all
-from tests.running import wait_until
+from tests.mock_cluster import MockCluster, Request
+from tests.running import Tape, tapewatch, wait_until
 
 NOBODY = Connection("127.0.0.1:1")
 
@@ -203,3 +207,140 @@ def test_where_a_group_stands_is_within_what_is_retained() -> None:
     assert (gone.next_offset, beyond.next_offset) == (30_000, 42_173)
     assert "10,000 messages from offset 20000 on are gone" in gone.note
     assert "47173 lies beyond the end" in beyond.note
+
+
+def test_records_wait_for_a_broker_whose_disk_takes_nothing(mock_cluster: MockCluster) -> None:
+    """A full disk of a broker is no refusal: records are sent again until they are acknowledged."""
+    mock_cluster.create_topic("anomalies")
+    mock_cluster.fail(Request.PRODUCE, *[KafkaError.KAFKA_STORAGE_ERROR] * 5)
+    answers: list[str | None] = []
+    with Publisher(Connection(mock_cluster.bootstrap)) as publisher:
+        for i in range(3):
+            publisher.publish("anomalies", b"key", b"%d" % i, (), answers.append)
+        assert publisher.flush(30.0) == 0
+        wait_until(lambda: len(answers) == 3)
+        assert publisher.health.fatal is None
+    assert answers == [None] * 3
+
+
+def test_replay_without_a_broker_says_so_in_its_own_words(tape: Tape) -> None:
+    """The client's lines come through the log, once in a while; the command's own word is last."""
+    done = tapewatch("replay", "--bootstrap", "127.0.0.1:1", "--ticks", tape.live)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("no broker answered at 127.0.0.1:1 within 15 s")
+    client = [line for line in lines if "FAIL" in line]
+    assert len(client) <= 2
+    assert not any(line.startswith(("FAIL", "%")) for line in client)
+
+
+def test_a_check_of_the_configuration_shows_no_line_of_the_client(tmp_path: Path) -> None:
+    """No broker is waited for, so none that is missing is complained about."""
+    path = tmp_path / "tapewatch.toml"
+    path.write_text('[kafka]\nbootstrap_servers = "127.0.0.1:1"\n')
+    done = tapewatch("config", "check", "--config", path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+PROPERTIES = {
+    "auto.offset.reset": "earliest",
+    "fetch.min.bytes": "1",
+    "group.instance.id": "one",
+    "heartbeat.interval.ms": "500",
+    "max.poll.interval.ms": "6000",
+    "partition.assignment.strategy": "range",
+    "session.timeout.ms": "5000",
+    "batch.size": "100000",
+    "compression.type": "lz4",
+    "linger.ms": "1",
+    "socket.timeout.ms": "5000",
+}
+"""Of members, of consumers, of producers, and of all."""
+
+
+def test_each_client_is_given_its_own_properties_only(caplog: pytest.LogCaptureFixture) -> None:
+    """The client has nothing to say about properties that are not for its kind."""
+    with caplog.at_level(logging.INFO, logger="librdkafka"):
+        connection = Connection("127.0.0.1:1", properties=PROPERTIES)
+        Publisher(connection).close(0.0)
+        TickConsumer(connection, "group", "ticks", Nothing()).close()
+        with pytest.raises(TimeoutError):
+            read_state(connection, "state", [0], lambda *_: None, 0.2)
+        assert topic_settings(connection, "ticks", 0.2) == {}
+        wait_until(lambda: "FAIL" in caplog.text)
+    assert "CONFWARN" not in caplog.text
+
+
+def test_who_only_reads_is_no_member_of_the_group() -> None:
+    """A reader of state or events takes neither the member's name nor its sessions."""
+    reader = Connection("127.0.0.1:1", properties=PROPERTIES).for_reader()
+    given = {name: value for name, value in PROPERTIES.items() if name in reader}
+    assert set(given) == {"auto.offset.reset", "fetch.min.bytes", "socket.timeout.ms"}
+
+
+class RefusedClient:
+    """A client of the newer group protocol whose name another member has."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers = answers
+        self.closed = False
+
+    def consume(self, *_: object) -> list[Any]:
+        """The fatal error, whose text alone says what it is about."""
+        text = self.answers.pop(0) if self.answers else ""
+        return [Message(error=KafkaError(KafkaError._FATAL, text))] if text else []
+
+    def consumer_group_metadata(self) -> bytes:
+        """As the client writes it: of the second generation."""
+        return b"CGMDv2:" + (2).to_bytes(4, sys.byteorder) + b"group\0"
+
+    def subscribe(self, *_: object, **__: object) -> None:
+        """Join."""
+
+    def close(self) -> None:
+        """Leave."""
+        self.closed = True
+
+
+NEWER = Connection("127.0.0.1:1", properties={"group.protocol": "consumer"})
+
+
+class Told(Nothing):
+    """An assignment that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[list[int]] = []
+
+    def assigned(self, partitions: list[int]) -> None:
+        """Take note."""
+        self.heard.append(partitions)
+
+
+def test_a_name_that_is_taken_is_told_and_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fatal error of a name in use is not the end: a new client joins in its place."""
+    told = Told()
+    consumer: Any = TickConsumer(NEWER, "group", "ticks", told)
+    consumer.close()
+    refused = RefusedClient([f"Fatal error: {KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str()}"])
+    consumer._consumer, consumer._told = refused, True
+    assert consumer.fetch(10, 0.0) == []
+    assert consumer.name_taken
+    assert consumer.health.fatal is None
+    follows = RefusedClient([])
+    monkeypatch.setattr(consuming, "Consumer", lambda _: follows)
+    consumer.rejoin()
+    assert refused.closed
+    assert not consumer.name_taken
+    consumer.fetch(10, 0.0)
+    consumer.fetch(10, 0.0)
+    assert told.heard == [[]], "a member without partitions, told once"
+
+
+def test_other_fatal_errors_stay_fatal() -> None:
+    """A member that was fenced is not asked for again."""
+    consumer: Any = TickConsumer(NEWER, "group", "ticks", Told())
+    consumer.close()
+    consumer._consumer = RefusedClient(["Fatal error: Broker: Static consumer fenced"])
+    consumer.fetch(10, 0.0)
+    assert consumer.health.fatal is not None
+    assert not consumer.name_taken

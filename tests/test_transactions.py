@@ -91,6 +91,7 @@ REPEATED = [
     (Request.END_TXN, KafkaError.COORDINATOR_NOT_AVAILABLE),
     (Request.END_TXN, KafkaError.NOT_COORDINATOR),
     (Request.PRODUCE, KafkaError.NOT_LEADER_FOR_PARTITION),
+    (Request.PRODUCE, KafkaError.KAFKA_STORAGE_ERROR),  # a broker's disk is full or broken
 ]
 
 

@@ -6,11 +6,16 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+)
 
 from detector.errors import FailedError, RefusedError
 from detector.kafka_statistics import ClientStatistics, StatisticsBook
@@ -18,6 +23,7 @@ from detector.masking import Scrubbing
 
 _CLIENT_LOG: Final = logging.getLogger("librdkafka")
 _CLIENT_LOG.addFilter(Scrubbing())
+_CLIENT_LOG.addHandler(logging.NullHandler())  # not shown where no log is configured
 
 Headers = Sequence[tuple[str, bytes]]
 STATISTICS_MS: Final = 2000
@@ -28,6 +34,66 @@ _UNUSABLE: Final = frozenset(
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+
+
+_OF_MEMBERS: Final = frozenset(
+    {
+        "group.instance.id",
+        "group.protocol",
+        "group.protocol.type",
+        "group.remote.assignor",
+        "heartbeat.interval.ms",
+        "max.poll.interval.ms",
+        "partition.assignment.strategy",
+        "session.timeout.ms",
+    }
+)
+# The client tells, at each start, of every property that is not for its kind.
+_OF_CONSUMERS: Final = _OF_MEMBERS | frozenset(
+    {
+        "auto.commit.interval.ms",
+        "auto.offset.reset",
+        "check.crcs",
+        "consume.callback.max.messages",
+        "coordinator.query.interval.ms",
+        "fetch.error.backoff.ms",
+        "fetch.max.bytes",
+        "fetch.message.max.bytes",
+        "fetch.min.bytes",
+        "fetch.queue.backoff.ms",
+        "fetch.wait.max.ms",
+        "max.partition.fetch.bytes",
+        "offset.store.method",
+        "offset.store.path",
+        "offset.store.sync.interval.ms",
+        "queued.max.messages.kbytes",
+        "queued.min.messages",
+    }
+)
+_OF_PRODUCERS: Final = frozenset(
+    {
+        "batch.num.messages",
+        "batch.size",
+        "compression.codec",
+        "compression.level",
+        "compression.type",
+        "delivery.report.only.error",
+        "enable.gapless.guarantee",
+        "linger.ms",
+        "message.send.max.retries",
+        "partitioner",
+        "produce.offset.report",
+        "queue.buffering.backpressure.threshold",
+        "queue.buffering.max.kbytes",
+        "queue.buffering.max.messages",
+        "queue.buffering.max.ms",
+        "queuing.strategy",
+        "request.timeout.ms",
+        "retries",
+        "sticky.partitioning.linger.ms",
+        "transaction.timeout.ms",
     }
 )
 
@@ -44,14 +110,25 @@ class Connection:
     client_id: str = "tapewatch"
     properties: Mapping[str, str] | None = None
 
-    def settings(self, **more: object) -> dict[str, object]:
-        """Return librdkafka properties, the caller's own last."""
+    def for_member(self) -> dict[str, object]:
+        """Return librdkafka properties of a consumer that is a member of the daemon's group."""
+        return self._without(_OF_PRODUCERS)
+
+    def for_reader(self) -> dict[str, object]:
+        """Return librdkafka properties of any other consumer."""
+        return self._without(_OF_PRODUCERS | _OF_MEMBERS)
+
+    def for_producer(self) -> dict[str, object]:
+        """Return librdkafka properties of a producer, or of an administrator: it is one."""
+        return self._without(_OF_CONSUMERS)
+
+    def _without(self, others: AbstractSet[str]) -> dict[str, object]:
+        given = self.properties or {}
         return {
-            **(self.properties or {}),
+            **{name: value for name, value in given.items() if name not in others},
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": self.client_id,
             "logger": _CLIENT_LOG,
-            **more,
         }
 
 
@@ -122,6 +199,34 @@ def refusals() -> Iterator[None]:
         yield
     except KafkaException as error:
         raise RefusedError(f"kafka.properties: {error.args[0].str()}") from None
+
+
+def topic_settings(connection: Connection, topic: str, timeout_s: float) -> Mapping[str, str]:
+    """Return the settings in force of a topic; none where we may not know them, or in time."""
+    place = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    try:
+        admin = AdminClient(cast("Any", connection.for_producer()))
+        (found,) = admin.describe_configs([place], request_timeout=timeout_s).values()
+        return {name: entry.value for name, entry in found.result(timeout_s).items()}
+    except (KafkaException, TimeoutError):
+        return {}
+
+
+def wrong_policy(
+    connection: Connection, topic: str, settings: Mapping[str, str], wanted: str
+) -> str:
+    """Say that a topic's `cleanup.policy` is another, and how to mend it; "" where it is right.
+
+    Where the settings are not known, it is taken to be right.
+    """
+    policy = settings.get("cleanup.policy", wanted)
+    if policy == wanted:
+        return ""
+    return (
+        f"has cleanup.policy = {policy}, not {wanted}: kafka-configs.sh --bootstrap-server "
+        f"{connection.bootstrap_servers} --alter --entity-type topics --entity-name {topic} "
+        f"--add-config cleanup.policy={wanted}"
+    )
 
 
 def require_topic(

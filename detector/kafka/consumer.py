@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,12 +30,15 @@ from detector.kafka.connection import (
     refusals,
 )
 
-ConsumerProtocol: Final = "cooperative-sticky"
+ASSIGNOR: Final = "cooperative-sticky"
 _PARTITION: Final = cast("Callable[[Message], int]", Message.partition)  # of what was consumed
 _OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
 _IDLE_S: Final = 0.1
 _LEAVE_WITHIN_S: Final = 3.0  # the last commit included
 _SEEK_WITHIN_S: Final = 5.0
+
+_NAME_TAKEN: Final = KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str()
+"""In the text of the fatal error that hides the code."""
 
 _DENIED: Final = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
@@ -123,19 +127,24 @@ class Assignment(Protocol):
         """Partitions that are another member's already: nothing may be committed."""
 
 
+def _new_protocol(connection: Connection) -> bool:
+    """Whether the group is the broker's business (KIP-848)."""
+    return (connection.properties or {}).get("group.protocol", "").lower() == "consumer"
+
+
 def consumer_settings(connection: Connection, group_id: str) -> dict[str, object]:
     """Return how ticks are consumed; benchmarks read their ceilings with the same settings."""
-    # With the newer protocol (KIP-848) the assignor is the broker's.
-    classic = (connection.properties or {}).get("group.protocol", "classic") == "classic"
+    # With the newer protocol the assignor is the broker's.
+    assignor = {} if _new_protocol(connection) else {"partition.assignment.strategy": ASSIGNOR}
     return {
         "auto.offset.reset": "earliest",
-        **({"partition.assignment.strategy": ConsumerProtocol} if classic else {}),
+        **assignor,
         "fetch.wait.max.ms": 50,
         "queued.max.messages.kbytes": 65_536,
         # By default librdkafka stops fetching for a second when its queue is full. A backlog is
         # read faster than that: with the default, two thirds of the time nothing was there.
         "fetch.queue.backoff.ms": 5,
-        **connection.settings(),
+        **connection.for_member(),
         "group.id": group_id,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
@@ -167,15 +176,18 @@ class TickConsumer:
         self._gone: set[int] = set()  # given up during the present fetch
         self.held: set[int] = set()  # assigned, and not read from until `go_to`
         self.group: object = None
+        self.name_taken = False  # the group has another member of our `group.instance.id`
         self.waited_s = 0.0  # how long the first message of the last fetch waited for others
-        settings = {
+        self._settings = settings = {
             **consumer_settings(connection, group_id),
             "statistics.interval.ms": STATISTICS_MS,
             "error_cb": self.health.on_error,
             "stats_cb": self.health.on_statistics,
             "on_commit": self._committed,
         }
-        strategy = str(settings.get("partition.assignment.strategy", ConsumerProtocol))
+        strategy = str(settings.get("partition.assignment.strategy", ASSIGNOR))
+        self._new_protocol = _new_protocol(connection)
+        self._told = not self._new_protocol  # to the assignment, that we are a member
         self._incremental = "cooperative" in strategy
         self._from_the_end = settings["auto.offset.reset"] in {"latest", "largest", "end"}
         with refusals():
@@ -199,6 +211,15 @@ class TickConsumer:
             on_revoke=self._on_revoke,
             on_lost=self._on_lost,
         )
+
+    def rejoin(self) -> None:
+        """Join the group as a new client: one whose name was taken can do nothing any more."""
+        self.close()
+        if self._assigned:
+            self._on_lost(self._consumer, [TopicPartition(self._topic, p) for p in self._assigned])
+        self._consumer = Consumer(self._settings)
+        self.name_taken, self._told = False, not self._new_protocol
+        self.subscribe()
 
     def topics(self, timeout_s: float) -> dict[str, int]:
         """Return the cluster's topics with their partition counts.
@@ -229,9 +250,22 @@ class TickConsumer:
             messages += self._consumer.consume(max_messages - 1, max_delay_s)
             self.waited_s = time.perf_counter() - began
         found = self._by_partition(self._without_errors(messages))
+        if not self._told:
+            self._tell_of_none()
         # A partition can go while others' messages are waited for: what was taken of it just before
         # is its next owner's.
         return [part for part in found if part.partition not in self._gone]
+
+    def _tell_of_none(self) -> None:
+        """Tell of a membership without partitions, of which the newer protocol's client is silent.
+
+        What the client gives out for transactions has the member's generation behind a magic word;
+        it is above 0 once the group has answered.
+        """
+        told = cast("bytes", self._consumer.consumer_group_metadata())
+        if int.from_bytes(told[7:11], sys.byteorder, signed=True) > 0:
+            self._told = True
+            self._assignment.assigned([])
 
     def commit(self, positions: Mapping[int, int]) -> str | None:
         """Commit next offsets by partition; return what went wrong, as far as it is known yet.
@@ -353,6 +387,9 @@ class TickConsumer:
         for error in errors:
             if error is None:
                 continue
+            if _NAME_TAKEN in error.str():
+                self.name_taken = True
+                continue
             self.health.on_error(error)
             if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 self.health.fatal = KafkaUnusableError(
@@ -397,6 +434,7 @@ class TickConsumer:
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [p.partition for p in partitions]
+        self._told = True
         self._assigned |= set(numbers)
         if not self._assignment.assigned(numbers):
             return
@@ -417,5 +455,6 @@ class TickConsumer:
         numbers = [p.partition for p in partitions]
         self._gone |= set(numbers)
         self._assignment.lost(numbers)
+        self._told = not self._new_protocol
         self._assigned -= set(numbers)
         self.held -= set(numbers)

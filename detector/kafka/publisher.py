@@ -7,13 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    ConfigResource,
-)
 
 from detector.kafka.connection import (
     STATISTICS_MS,
@@ -22,6 +18,8 @@ from detector.kafka.connection import (
     Health,
     refusals,
     require_topic,
+    topic_settings,
+    wrong_policy,
 )
 
 Acknowledge = Callable[[str | None], None]
@@ -49,7 +47,7 @@ class Publisher:
             "queue.buffering.max.messages": 10_000,
             "queue.buffering.max.kbytes": 128 * 1024,
             **self._defaults,
-            **connection.settings(),
+            **connection.for_producer(),
             "enable.idempotence": True,
             # Within a transaction it is the transaction that ends in time.
             **({} if "transactional.id" in settings else {"message.timeout.ms": 0}),
@@ -132,15 +130,13 @@ class Publisher:
             self._producer, topic, self._connection.bootstrap_servers, timeout_s, self.health
         )
 
-    def largest_record(self, topic: str, timeout_s: float = 5.0) -> int | None:
-        """Return the most bytes that a topic takes in one record; None where we may not know."""
-        place = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        try:
-            admin = AdminClient(cast("Any", self._connection.settings()))
-            (found,) = admin.describe_configs([place], request_timeout=timeout_s).values()
-            return int(found.result(timeout_s)["max.message.bytes"].value)
-        except (KafkaException, KeyError, TimeoutError):
-            return None
+    def settings_of(self, topic: str, timeout_s: float = 5.0) -> Mapping[str, str]:
+        """Return the settings in force of a topic; none where we may not know them."""
+        return topic_settings(self._connection, topic, timeout_s)
+
+    def wrong_policy(self, topic: str, wanted: str) -> str:
+        """Say that a topic's `cleanup.policy` is another, and how to mend it; "" where it fits."""
+        return wrong_policy(self._connection, topic, self.settings_of(topic), wanted)
 
     def flush(self, timeout_s: float) -> int:
         """Wait for acknowledgements; return how many records are still without one."""

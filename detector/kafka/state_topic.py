@@ -64,13 +64,12 @@ def read_state(
         {
             "fetch.wait.max.ms": 10,
             "queued.max.messages.kbytes": 131_072,
-            **connection.settings(),
+            **connection.for_reader(),
             "group.id": "tapewatch-state-reader",  # asked for by the client; nothing is committed
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
-            "group.protocol": "classic",
         }
     )
     begun: dict[int, int] = {}  # where an open transaction begins, or the end, by partition
@@ -121,7 +120,7 @@ def _ends(
     connection: Connection, topic: str, partitions: Iterable[int], timeout_s: float
 ) -> dict[int, int]:
     """Next offset of each partition, whatever is committed."""
-    admin = AdminClient(connection.settings())  # type: ignore[arg-type]
+    admin = AdminClient(connection.for_producer())  # type: ignore[arg-type]
     asked = {TopicPartition(topic, p): OffsetSpec.latest() for p in partitions}  # type: ignore[no-untyped-call]
     found = admin.list_offsets(
         asked,

@@ -17,6 +17,8 @@ from detector.kafka.connection import (
     KafkaUnusableError,
     refusals,
     require_topic,
+    topic_settings,
+    wrong_policy,
 )
 from detector.kafka.consumer import consumer_settings
 from detector.kafka.publisher import Publisher
@@ -37,17 +39,29 @@ def check_properties(connection: Connection, group_id: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TopicPlan:
-    """A topic to be created: its name, partitions and settings."""
+    """A topic to be created.
+
+    Parameters
+    ----------
+    name, partitions, settings
+        As it is created.
+    least
+        Fewer partitions than these are wrong where the topic exists already.
+    """
 
     name: str
     partitions: int
     settings: Mapping[str, str]
+    least: int = 1
 
 
 def create_topics(
     connection: Connection, plans: Iterable[TopicPlan], replication: int, timeout_s: float = 15.0
 ) -> dict[str, str]:
-    """Create topics; return by name `created`, `exists`, or what went wrong.
+    """Create topics; return by name `created`, `exists`, or what is wrong and how to mend it.
+
+    Of a topic that exists, partitions and `cleanup.policy` are compared with the plan; the latter
+    only where this user may read it.
 
     Raises
     ------
@@ -55,9 +69,8 @@ def create_topics(
         When the brokers refuse us, or we do not trust them.
     """
     health = Health()
-    settings = connection.settings(error_cb=health.on_error)
-    with refusals():
-        admin = AdminClient(cast("dict[str, str | int | float | bool]", settings))
+    admin = _admin(connection, health)
+    planned = {plan.name: plan for plan in plans}
     wanted = [
         NewTopic(
             plan.name,
@@ -65,7 +78,7 @@ def create_topics(
             replication_factor=replication,
             config=dict(plan.settings),
         )
-        for plan in plans
+        for plan in planned.values()
     ]
     results: dict[str, str] = {}
     for name, future in admin.create_topics(wanted, request_timeout=timeout_s).items():
@@ -75,11 +88,29 @@ def create_topics(
             admin.poll(0)
             if health.fatal is not None:
                 raise health.fatal from error
-            exists = error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
-            results[name] = "exists" if exists else str(error.args[0].str())
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                results[name] = _compared(connection, planned[name], timeout_s)
+            else:
+                results[name] = str(error.args[0].str())
         else:
             results[name] = "created"
     return results
+
+
+def _compared(connection: Connection, plan: TopicPlan, timeout_s: float) -> str:
+    """Say `exists`, or in what a topic that exists is not as planned and how to mend it."""
+    wrong = []
+    partitions = partitions_of(connection, plan.name, timeout_s)
+    if partitions < plan.least:
+        wrong.append(
+            f"has {partitions} partitions, not {plan.least}: kafka-topics.sh --bootstrap-server "
+            f"{connection.bootstrap_servers} --alter --topic {plan.name} --partitions {plan.least}"
+        )
+    settings = topic_settings(connection, plan.name, timeout_s)
+    wanted = plan.settings.get("cleanup.policy", "delete")
+    if why := wrong_policy(connection, plan.name, settings, wanted):
+        wrong.append(why)
+    return "exists, but " + "; ".join(wrong) if wrong else "exists"
 
 
 def partitions_of(connection: Connection, topic: str, timeout_s: float = 15.0) -> int:
@@ -91,13 +122,7 @@ def partitions_of(connection: Connection, topic: str, timeout_s: float = 15.0) -
         The brokers refuse us, or none answers in time.
     """
     health = Health()
-    with refusals():
-        client = AdminClient(
-            cast(
-                "dict[str, str | int | float | bool]",
-                connection.settings(error_cb=health.on_error),
-            )
-        )
+    client = _admin(connection, health)
     try:
         found = client.list_topics(timeout=timeout_s).topics.get(topic)
     except KafkaException as error:
@@ -111,6 +136,12 @@ def partitions_of(connection: Connection, topic: str, timeout_s: float = 15.0) -
     return 0 if found is None else len(found.partitions)
 
 
+def _admin(connection: Connection, health: Health) -> AdminClient:
+    settings = {**connection.for_producer(), "error_cb": health.on_error}
+    with refusals():
+        return AdminClient(cast("dict[str, str | int | float | bool]", settings))
+
+
 def follow(
     connection: Connection, topic: str, group_id: str, *, from_beginning: bool
 ) -> Iterator[Message | None]:
@@ -120,7 +151,7 @@ def follow(
     """
     settings: dict[str, Any] = {
         "auto.offset.reset": "earliest" if from_beginning else "latest",
-        **connection.settings(),
+        **connection.for_reader(),
         "group.id": group_id,
         "enable.auto.commit": False,
         "isolation.level": "read_committed",

@@ -31,9 +31,18 @@ STEPS: Final = (
 )
 _SELDOM: Final = {"snapshotting": 2, "replaying": 1}
 _STEP_WITHIN_S: Final = 30.0
-_LIVELY: Final = {
-    "session.timeout.ms": f"{SESSION_S * 1e3:.0f}",
-    "max.poll.interval.ms": f"{POLL_S * 1e3:.0f}",
+_SLOW_BYTES_PER_S: Final = 2_000.0
+_BEHIND: Final = 5_000  # messages: more than the daemon's queue, and a few seconds of the load
+_QUEUE: Final = 50
+_POLLS: Final = {"max.poll.interval.ms": f"{POLL_S * 1e3:.0f}"}
+_LIVELY: Final = {"session.timeout.ms": f"{SESSION_S * 1e3:.0f}", **_POLLS}
+_EAGER: Final = {"partition.assignment.strategy": "range,roundrobin", **_LIVELY}
+# Sessions and heartbeats are the broker's there (`tests.faults.place`).
+_CONSUMER: Final = {
+    "group.protocol": "consumer",
+    "session.timeout.ms": "",
+    "heartbeat.interval.ms": "",
+    **_POLLS,
 }
 
 
@@ -153,6 +162,28 @@ def trouble_connections(run: FaultRun, times: int) -> None:
         run.nap(0.5, 1.0)
 
 
+def slow_sink(run: FaultRun, times: int) -> None:
+    """Let the brokers take far less than there is to be told: the input waits, memory does not."""
+    proxy, member = run.place.proxy, run.member("tapewatch-0")
+    member.start().wait_joined()
+    for _ in range(times):
+        run.nap(0.5, 1.5)
+        proxy.throttle(_SLOW_BYTES_PER_S)
+        member.life.wait(lambda: _behind(member.life) > _BEHIND, 30.0, "fall behind")
+        for _ in range(10):
+            waiting = member.life.metric("tapewatch_kafka_fetch_queue_messages", client="producer")
+            if waiting > _QUEUE:
+                raise FaultError(f"{waiting} records wait in the producer:\n{member.life.dump()}")
+            time.sleep(0.3)
+        proxy.mend()
+        member.life.wait(lambda: _behind(member.life) < _BEHIND / 2, 60.0, "catch up")
+        run.report.times += 1
+
+
+def _behind(life: Life) -> float:
+    return life.metric("tapewatch_consumer_lag_messages")
+
+
 def rebalance(run: FaultRun, times: int) -> None:
     """Two to four daemons join and leave every few seconds, most in order, some by `kill -9`."""
     names = [f"tapewatch-{i}" for i in range(4)]
@@ -237,5 +268,10 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "freeze": Fault(freeze, 2, 10, settings=_LIVELY),
     "broker": Fault(restart_broker, 2, 20, "json"),
     "connection": Fault(trouble_connections, 3, 30, proxied=True),
+    "slow_sink": Fault(
+        slow_sink, 1, 10, proxied=True, settings={"queue.buffering.max.messages": f"{_QUEUE}"}
+    ),
     "rebalance": Fault(rebalance, 10, 100, "json", settings=_LIVELY),
+    "rebalance_eager": Fault(rebalance, 4, 50, "json", settings=_EAGER),
+    "rebalance_consumer": Fault(rebalance, 4, 50, "json", settings=_CONSUMER),
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from detector.config import load_config
 from detector.logs import configure_logs
-from detector.service import Service, exit_if_stuck
+from detector.service import Service, end_at_once, exit_if_stuck
 
 _ANSWER_WITHIN_S = 20.0
 
@@ -58,6 +58,7 @@ def main(config: Path, step: str, nth: int, port: int) -> None:
     signal.signal(signal.SIGTERM, on_signal)
     with service:
         service.run()
+    end_at_once(0)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.running import ask, logged_url, plain_environment
+from tests.running import ask, logged_url, metric_in, plain_environment
 
 START_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 8.0
@@ -66,6 +67,12 @@ class Life:
     def joined(self) -> int:
         """How often it was given partitions, or told that there are none for it."""
         return self.log.count(JOINED)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that carry the labels; of a process that has its port."""
+        url = self.log.split(b'"metrics": "')[1].split(b'"')[0].decode()
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            return metric_in(answer.read().decode(), name, **labels)
 
     def wait_joined(self) -> None:
         """Wait until it is a member of its group; raise if it ended before."""

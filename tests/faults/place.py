@@ -14,6 +14,11 @@ PROPERTIES: Final = {
     ),
     # Sessions shorter than six seconds, so that a frozen member is given up soon.
     "group.min.session.timeout.ms": "1000",
+    # The same where group and assignor are the broker's (KIP-848).
+    "group.consumer.min.session.timeout.ms": "1000",
+    "group.consumer.session.timeout.ms": "4000",
+    "group.consumer.min.heartbeat.interval.ms": "500",
+    "group.consumer.heartbeat.interval.ms": "500",
     # How often the broker looks for transactions that are over their time; ten seconds by default.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
     "log.cleaner.backoff.ms": "2000",

@@ -1,7 +1,7 @@
-"""A TCP proxy that cuts, delays, refuses or swallows answers when told to, in a thread of its own.
+"""A TCP proxy that cuts, delays, throttles, refuses or swallows answers when told to.
 
-It stands between daemons and a broker whose listener tells clients to come to the proxy. Knows no
-Kafka: what it forwards are bytes.
+It runs in a thread of its own and stands between daemons and a broker whose listener tells clients
+to come to the proxy. Knows no Kafka: what it forwards are bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final, Self
 
 _CHUNK: Final = 64 * 1024
 _WITHIN_S: Final = 10.0
+_SLICE_S: Final = 0.05
 
 
 class Proxy:
@@ -31,7 +32,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
-        self._delay_s = 0.0
+        self._delay_s = self._bytes_per_s = 0.0
         self._refusing = self._deaf = False
         self._server: asyncio.Server | None = None
         self.connections = self.cuts = 0
@@ -58,6 +59,10 @@ class Proxy:
         """Let every piece of data wait, in both directions, until `mend`."""
         self._delay_s = seconds
 
+    def throttle(self, bytes_per_s: float) -> None:
+        """Forward no more than this of each connection's requests, until `mend`; answers freely."""
+        self._bytes_per_s = bytes_per_s
+
     def deafen(self) -> None:
         """Forward requests and swallow their answers until `mend`, which ends the connections."""
         self._deaf = True
@@ -69,7 +74,7 @@ class Proxy:
             if self._deaf:
                 self._cut()
             self._refusing = self._deaf = False
-            self._delay_s = 0.0
+            self._delay_s = self._bytes_per_s = 0.0
 
         self._in_loop(end)
 
@@ -142,6 +147,10 @@ class Proxy:
             while data := await reader.read(_CHUNK):
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
+                due = 0.0 if answers else len(data)
+                while self._bytes_per_s and due > 0:
+                    await asyncio.sleep(_SLICE_S)
+                    due -= self._bytes_per_s * _SLICE_S
                 if answers and self._deaf:
                     continue
                 writer.write(data)

@@ -35,9 +35,8 @@ port = 0
 def create_topics(bootstrap: str) -> None:
     """Create the default topics with one partition."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    topics = [
-        NewTopic(name, 1, 1) for name in ("ticks", "anomalies", "anomalies.dlq", "tapewatch.state")
-    ]
+    topics = [NewTopic(name, 1, 1) for name in ("ticks", "anomalies", "anomalies.dlq")]
+    topics.append(NewTopic("tapewatch.state", 1, 1, config={"cleanup.policy": "compact"}))
     for created in admin.create_topics(topics).values():
         created.result(30)
 

@@ -54,7 +54,16 @@ def test_exactly_once(place: Place, fault: str) -> None:
     assert report.events.seen == report.events.expected
 
 
-@pytest.mark.parametrize(("fault", "times"), [("kill", 6), ("rebalance", 4)])
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        ("kill", 6),
+        ("slow_sink", 1),
+        ("rebalance", 4),
+        ("rebalance_eager", 3),
+        ("rebalance_consumer", 3),
+    ],
+)
 def test_at_least_once(place: Place, fault: str, times: int) -> None:
     """Nothing is lost, and what is repeated is equal to what was there before."""
     judged(place, fault, "at_least_once", times)

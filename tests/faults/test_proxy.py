@@ -61,6 +61,15 @@ def test_it_forwards_both_ways(proxy: Proxy) -> None:
         assert echoed(client, b"two") == b"two"
 
 
+def test_a_throttle_loses_nothing(proxy: Proxy) -> None:
+    """What is forwarded slowly arrives whole, and mending ends it."""
+    with connected(proxy) as client:
+        proxy.throttle(100.0)
+        assert echoed(client, b"slowly") == b"slowly"
+        proxy.mend()
+        assert echoed(client, b"two") == b"two"
+
+
 def test_a_cut_ends_connections_and_takes_new_ones(proxy: Proxy) -> None:
     """After a cut the old connection is over and a new one works."""
     with connected(proxy) as client:

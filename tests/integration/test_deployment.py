@@ -196,9 +196,8 @@ def test_a_pod_that_restarts_keeps_its_partitions(
 ) -> None:
     """With the cluster's configuration a member that ends and comes back moves no partition."""
     (text,) = of_kind(rendered("cpu"), "ConfigMap")["data"].values()
-    topics = {
-        name: topic_factory(name, partitions=4) for name in ("ticks", "anomalies", "dlq", "state")
-    }
+    topics = {name: topic_factory(name, partitions=4) for name in ("ticks", "anomalies", "dlq")}
+    topics["state"] = topic_factory("state", 4, {"cleanup.policy": "compact"})
     group = topics["ticks"]
 
     def config(pod: str) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 import pytest
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -24,6 +25,7 @@ from confluent_kafka.admin import (
 )
 from confluent_kafka.cimpl import NewTopic
 
+from detector.wire import encode_dbn
 from tests.certificates import Authority
 from tests.integration.kafka_reading import produce_all
 from tests.kafka_broker import KafkaBroker, free_ports
@@ -37,7 +39,8 @@ TOPICS = (TICKS, ANOMALIES, DEAD_LETTERS, POISON, STATE)
 GROUP = "tw"
 ALL = frozenset({"ticks", "anomalies", "dlq", "group", "read-state", "write-state", "transactions"})
 LACKING = {f"no-{right}": ALL - {right} for right in sorted(ALL)}
-USERS = {"tapewatch": ALL, "tapewatch-oauth": ALL, **LACKING}
+LOSING = {f"loses-{right}": ALL for right in ("ticks", "group", "anomalies", "write-state")}
+USERS = {"tapewatch": ALL, "tapewatch-oauth": ALL, **LACKING, **LOSING}
 EXITS_WITHIN_S = 60.0
 
 
@@ -111,7 +114,8 @@ def secured(
         scram=dict.fromkeys(USERS, PASSWORD),
     )
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    topics = [NewTopic(name, 1, 1) for name in TOPICS]
+    compact = {"cleanup.policy": "compact"}
+    topics = [NewTopic(name, 1, 1, config=compact if name == STATE else {}) for name in TOPICS]
     for made in admin.create_topics(topics).values():
         made.result(30)
     rules = [rule for user, rights in USERS.items() for rule in _rules(user, rights)]
@@ -334,3 +338,34 @@ def test_a_missing_right_is_named(
     named = {"ticks": TICKS, "anomalies": ANOMALIES, "dlq": DEAD_LETTERS, "group": f"{GROUP}-group"}
     named |= {"read-state": STATE, "write-state": STATE, "transactions": f"{GROUP}-{right}"}
     assert named[right] in last_line(ended), ended.stderr
+
+
+@pytest.mark.parametrize("user", sorted(LOSING))
+def test_a_right_withdrawn_while_running_is_named(
+    secured: Secured, model: Path, tape: Tape, start_daemon: Callable[..., RunningDaemon], user: str
+) -> None:
+    """A daemon that loses a right at work ends with 1 and says which, as one that never had it."""
+    right = user.removeprefix("loses-")
+    config = secured.config(model, scram(user))
+    # Of its own, as is what it reads: others read the same topics.
+    config = config.replace(f'group_id = "{GROUP}"', f'group_id = "{GROUP}-{user}"')
+    daemon = start_daemon(config).wait_ready()
+    records = [(b"k", encode_dbn(tape.live_ticks.ticks[i : i + 8])) for i in range(0, 4000, 8)]
+    produce_all(secured.broker.bootstrap, TICKS, records)
+    wait_until(lambda: daemon.metric("tapewatch_messages_total") >= len(records), daemon)
+    kept = [(r.name, r.operation) for r in _rules(user, ALL - {right})]
+    gone = [r for r in _rules(user, ALL) if (r.name, r.operation) not in kept]
+    assert len(gone) >= 1
+    admin = AdminClient({"bootstrap.servers": secured.broker.bootstrap})
+    for rule in gone:
+        place = (rule.restype, rule.name, rule.resource_pattern_type, rule.principal, rule.host)
+        rules = AclBindingFilter(*place, rule.operation, rule.permission_type)
+        (done,) = admin.delete_acls([rules]).values()
+        assert len(done.result(30)) == 1
+    produce_all(secured.broker.bootstrap, TICKS, records)
+    assert daemon.process.wait(EXITS_WITHIN_S) == 1, daemon.log
+    said = daemon.log.strip().splitlines()[-1]
+    named = {"ticks": TICKS, "anomalies": ANOMALIES, "group": f"{GROUP}-{user}"}
+    assert "AUTHORIZATION_FAILED" in said
+    assert (named | {"write-state": STATE})[right] in said
+    assert "Traceback" not in daemon.log
