@@ -21,7 +21,11 @@ N = 2000
 @pytest.fixture
 def broker(start_kafka: Callable[..., KafkaBroker]) -> Iterator[KafkaBroker]:
     """A Kafka that gives a member up later than a daemon is back, with one partition to be had."""
-    broker = start_kafka({"group.consumer.session.timeout.ms": "30000"})
+    session = {
+        "group.consumer.min.session.timeout.ms": "1000",
+        "group.consumer.session.timeout.ms": "20000",
+    }
+    broker = start_kafka(session)
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     names = ("ticks", "anomalies", "anomalies.dlq")
     topics = [NewTopic(name, 1, 1) for name in names]
