@@ -735,8 +735,8 @@ class Daemon:
     def _restore(self, keeper: StateKeeper) -> None:
         """Give held partitions the state of their committed offsets, and read on from there.
 
-        Returns without it while decision may still have something of theirs, or while no broker
-        answers; intake then comes here again.
+        Returns without it while decision may still have something of theirs, while no broker
+        answers, or where the client refuses to read; intake then comes here again.
         """
         if not self._decision.idle or self._beat < self._restore_due:
             self._stay_a_member()
@@ -755,8 +755,13 @@ class Daemon:
         self._lacks_since = math.inf
         for each in found:
             self._take_up(each)
-        self._consumer.go_to({each.partition: each.replay_from for each in found})
+        stuck = self._consumer.go_to({each.partition: each.replay_from for each in found})
         self._metrics.restore.observe(time.monotonic() - began)
+        if stuck:
+            _log.warning("partitions cannot be read yet, waiting", partitions=stuck)
+            self._forget(stuck)
+            self._restore_due = time.monotonic() + _RETRY_S
+            self._stay_a_member()
 
     def _end_without_topics(self) -> None:
         """Raise if a topic has been missing or too small for a while: waiting does not mend that.

@@ -344,3 +344,47 @@ def test_other_fatal_errors_stay_fatal() -> None:
     consumer.fetch(10, 0.0)
     assert consumer.health.fatal is not None
     assert not consumer.name_taken
+
+
+class SeekingClient:
+    """Refuses to read where it knows that a partition is gone; tells of it at the next poll."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.sought: list[tuple[int, int]] = []
+        self.paused: list[int] = []
+
+    def seek(self, place: TopicPartition) -> None:
+        """Go to an offset of any partition but 0."""
+        if place.partition == 0:
+            raise KafkaException(KafkaError(self.code))
+        self.sought.append((place.partition, place.offset))
+
+    def pause(self, places: list[TopicPartition]) -> None:
+        """Keep which."""
+        self.paused += [place.partition for place in places]
+
+    def resume(self, places: list[TopicPartition]) -> None:
+        """No longer."""
+        self.paused = [p for p in self.paused if p not in {place.partition for place in places}]
+
+
+def test_a_partition_that_cannot_be_read_yet_stays_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of a member that was fenced refuses to seek before it tells that it was."""
+    monkeypatch.setattr(consuming, "_SEEK_WITHIN_S", 0.0)
+    client = SeekingClient(KafkaError._STATE)
+    consumer = consumer_with(cast("Any", client))
+    consumer.hold([0, 1])
+    assert consumer.go_to({0: 5, 1: 7}) == [0]
+    assert client.sought == [(1, 7)]
+    assert consumer.held == {0}
+    assert client.paused == [0]
+
+
+def test_any_other_refusal_to_read_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a state that passes is waited for."""
+    monkeypatch.setattr(consuming, "_SEEK_WITHIN_S", 0.0)
+    consumer = consumer_with(cast("Any", SeekingClient(KafkaError._INVALID_ARG)))
+    consumer.hold([0])
+    with pytest.raises(KafkaException):
+        consumer.go_to({0: 5})

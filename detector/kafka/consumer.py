@@ -35,7 +35,7 @@ _PARTITION: Final = cast("Callable[[Message], int]", Message.partition)  # of wh
 _OFFSET: Final = cast("Callable[[Message], int]", Message.offset)
 _IDLE_S: Final = 0.1
 _LEAVE_WITHIN_S: Final = 3.0  # the last commit included
-_SEEK_WITHIN_S: Final = 5.0
+_SEEK_WITHIN_S: Final = 2.0
 
 _NAME_TAKEN: Final = KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str()
 """In the text of the fatal error that hides the code."""
@@ -318,15 +318,29 @@ class TickConsumer:
         self.held |= {place.partition for place in held}
         self._consumer.pause(held)
 
-    def go_to(self, positions: Mapping[int, int]) -> None:
-        """Read held partitions from these offsets on; what was fetched before is dropped."""
+    def go_to(self, positions: Mapping[int, int]) -> list[int]:
+        """Read held partitions from these offsets on; what was fetched before is dropped.
+
+        Returns those that the client does not let go there: as a rule it knows that they are taken
+        away, and tells at the next poll. They stay held.
+        """
+        stuck = []
         for partition, offset in positions.items():
             place = TopicPartition(self._topic, partition, offset)
             # First resumed: what that fetches is void by the seek, but a resume after the seek
             # would go back to where the partition was left.
             self._consumer.resume([place])
-            self._seek(place)
-            self.held.discard(partition)
+            try:
+                self._seek(place)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001
+                    raise
+                stuck.append(partition)
+            else:
+                self.held.discard(partition)
+        if stuck:
+            self.hold(stuck)
+        return stuck
 
     def _seek(self, place: TopicPartition) -> None:
         """Seek; one assigned a moment ago may not be ready for it yet."""
