@@ -8,7 +8,7 @@ transaction is lost, `recover` makes the next one possible.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
@@ -242,3 +242,19 @@ def test_closing_aborts_what_is_open(rig: Rig) -> None:
     rig.settle()
     assert rig.publisher.close(1.0) == 1
     assert rig.answers == []
+
+
+def test_under_load_a_transaction_stays_open_for_several_commits_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More work that waits goes into it; without any, decision does not ask."""
+    now = 100.0
+    monkeypatch.setattr(transacting.time, "monotonic", lambda: now)
+    publisher = cast("Any", rig.publisher)
+    assert not publisher.overdue, "nothing is open"
+    publisher._last_commit_s, publisher._open_since = 0.5, now
+    now = 101.9
+    assert not publisher.overdue
+    now = 102.0
+    assert publisher.overdue
+    publisher._open_since = None

@@ -31,6 +31,11 @@ from detector.kafka.publisher import Acknowledge, Publisher
 
 GroupMetadata = Any  # the client's own, opaque
 
+_OPEN_FOR: Final = 4
+"""Commits' times that a transaction stays open for while more work waits. Each costs some
+milliseconds of processor time here and at the brokers, whatever is in it: at once would cost a
+quarter of the throughput of a backlog, four times as long a sixth (docs/performance.md)."""
+
 Step = Callable[[str], None]
 """Told the name of a step just before or after it, for tests that kill the process there."""
 
@@ -121,9 +126,9 @@ class TransactionalPublisher(Publisher):
 
     @property
     def overdue(self) -> bool:
-        """Whether the open transaction is older than a commit takes: to wait longer costs more."""
+        """Whether the open transaction is several times as old as a commit takes."""
         since = self._open_since
-        return since is not None and time.monotonic() - since >= self._last_commit_s
+        return since is not None and time.monotonic() - since >= _OPEN_FOR * self._last_commit_s
 
     def hurry(self) -> None:
         """Give up calls that are not answered; for an orderly end."""
