@@ -1,7 +1,8 @@
 """All tests, in two halves at once: `make test`. Arguments make it a plain run of pytest.
 
-One half is what talks to a real Kafka or Prometheus, and mostly waits; the other is the rest. The
-first prints as it goes, the second at its end, so that their lines do not mix.
+One half is what takes longest with a real Kafka or Prometheus, and mostly waits; the other is the
+rest, which takes about as long. The second prints as it goes, the first at its end, so that their
+lines do not mix.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from typing import Final
 
-WITH_SERVERS: Final = ("tests/integration", "tests/faults")
+WITH_SERVERS: Final = ("tests/integration", "tests/faults/test_delivery.py")
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return subprocess.run([*pytest, *arguments], check=False).returncode
     apart = [*pytest, *WITH_SERVERS, "-o", "cache_dir=.pytest_cache/with_servers"]
-    rest = [*pytest, *(f"--ignore={folder}" for folder in WITH_SERVERS)]
+    rest = [*pytest, *(f"--ignore={place}" for place in WITH_SERVERS)]
     with tempfile.TemporaryFile() as said:
         print(f"In two halves: {', '.join(WITH_SERVERS)}, shown at the end; and all others, now.")
         with subprocess.Popen(apart, stdout=said, stderr=subprocess.STDOUT) as servers:
