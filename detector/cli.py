@@ -130,8 +130,10 @@ def run(config: ConfigPath = None) -> None:
 
     def on_signal(*_: object) -> None:
         exit_if_stuck()
-        if service is None:  # nothing was taken in yet
-            raise SystemExit(0)
+        if service is None:
+            # Nothing was taken in yet. An exception in the midst of Numba's compiling would be told
+            # as a failure of Numba's.
+            end_at_once(0)
         service.stop()
 
     signal.signal(signal.SIGTERM, on_signal)

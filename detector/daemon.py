@@ -354,7 +354,7 @@ class Daemon:
         _log.info(
             "stopped",
             drained=settled,
-            left_group=left,
+            consumer_closed=left,
             unacknowledged=unacknowledged,
             failure=None if self._failure is None else str(self._failure),
         )

@@ -24,10 +24,10 @@ _CONFIGURATION_HEAD: Final = """# Configuration
 
 `tapewatch run --config tapewatch.toml` reads a TOML file; an environment variable
 `TAPEWATCH_<SECTION>__<KEY>` overrides a key (`TAPEWATCH_BATCH__MAX_SIZE=1024`). Unknown keys and
-values outside of what is allowed are refused, all of them in one message. Relative paths are
-relative to the file. `tapewatch config check` validates without starting anything;
-`tapewatch config show` prints what is in force with secrets masked. Every key has a default: an
-empty file is valid.
+values outside of what is allowed are refused, all of them in one message; what Kafka's client
+says of `[kafka.properties]` comes once the rest is right. Relative paths are relative to the
+file. `tapewatch config check` validates without starting anything; `tapewatch config show`
+prints what is in force with secrets masked. Every key has a default: an empty file is valid.
 
 This page is generated: `make docs`.
 """

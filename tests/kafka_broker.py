@@ -10,6 +10,7 @@ and on Linux the kernel kills it when the owner dies without running any handler
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import os
@@ -379,6 +380,8 @@ atexit.register(_close_all)
 
 def _serve() -> None:
     """Run a broker on the usual port until ctrl-C: `make kafka`."""
+    words = f"A Kafka on localhost:{USUAL_PORT} until ctrl-C, which deletes what it holds."
+    argparse.ArgumentParser(prog="python -m tests.kafka_broker", description=words).parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with KafkaBroker(port=USUAL_PORT) as broker:

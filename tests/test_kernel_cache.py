@@ -1,13 +1,16 @@
-"""Where compiled kernels cannot be kept: a command says so in a line, and what to do."""
+"""Where compiled kernels cannot be kept, a command says so; where they are compiled, it can end."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from tests.running import RunningDaemon, wait_until
 
 COMPILES = """
 import resource
@@ -45,3 +48,24 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, script: str, wor
     (line,) = done.stderr.strip().splitlines()
     assert words in line
     assert "NUMBA_CACHE_DIR" in line
+
+
+@pytest.mark.parametrize("after_s", [1.0, 2.0, 3.0])
+def test_a_start_that_compiles_ends_in_order_when_told_to(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, after_s: float
+) -> None:
+    """SIGTERM in the midst of compiling: nothing was taken in, exit code 0, no word of Numba's."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    config = f'''
+[kafka]
+bootstrap_servers = "127.0.0.1:1"
+[model]
+path = "{model}"
+[http]
+port = 0'''
+    daemon = RunningDaemon(tmp_path / "daemon", config)
+    wait_until(lambda: '"starting"' in daemon.log, daemon)
+    time.sleep(after_s)  # some moment: wherever it is, it must end so
+    assert daemon.terminate() == 0, daemon.log
+    assert "Traceback" not in daemon.log
+    assert "join" not in daemon.log, "it had compiled already"
