@@ -33,8 +33,8 @@ GroupMetadata = Any  # the client's own, opaque
 
 _OPEN_FOR: Final = 4
 """Commits' times that a transaction stays open for while more work waits. Each costs some
-milliseconds of processor time here and at the brokers, whatever is in it: at once would cost a
-quarter of the throughput of a backlog, four times as long a sixth (docs/performance.md)."""
+milliseconds of processor time here and at the brokers, whatever is in it: open for one
+such time, they cost a quarter of a backlog's throughput, for four a sixth (docs/performance.md)."""
 
 Step = Callable[[str], None]
 """Told the name of a step just before or after it, for tests that kill the process there."""
