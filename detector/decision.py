@@ -363,8 +363,8 @@ class Decision:
     def _go_on(self, work: Work | None = None) -> None:
         """Commit what readers wait for at once, or as soon as the commit in flight is over.
 
-        If more work waits, one commit is for several, as long as it makes nobody wait longer than a
-        commit takes: a transaction costs as much processor time as some thousand ticks.
+        If more work waits, one commit is for several, until the transaction is `overdue`: each
+        costs as much processor time as some thousand ticks.
         """
         self._settle()
         if work is not None and work.checkpoint:
