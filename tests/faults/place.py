@@ -1,9 +1,12 @@
-"""The broker of fault runs: a second listener behind a proxy, and short sessions."""
+"""The broker of fault runs: a second listener behind a proxy, short sessions, default topics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final
+
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from tests.faults.proxy import Proxy
 from tests.kafka_broker import free_ports
@@ -48,3 +51,12 @@ class Ports:
     def proxy(self) -> Proxy:
         """Return the proxy, to be started."""
         return Proxy(self.before, self.behind)
+
+
+def create_topics(bootstrap: str) -> None:
+    """Create the default topics with one partition."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    topics = [NewTopic(name, 1, 1) for name in ("ticks", "anomalies", "anomalies.dlq")]
+    topics.append(NewTopic("tapewatch.state", 1, 1, config={"cleanup.policy": "compact"}))
+    for created in admin.create_topics(topics).values():
+        created.result(30)

@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
+from tests.faults.place import create_topics
 from tests.integration.kafka_reading import committed_and_end, produce_all, read_topic
 from tests.kafka_broker import KafkaBroker
 from tests.running import RunningDaemon, Tape, wait_until
@@ -30,15 +28,6 @@ interval_ms = 100
 [http]
 port = 0
 """
-
-
-def create_topics(bootstrap: str) -> None:
-    """Create the default topics with one partition."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    topics = [NewTopic(name, 1, 1) for name in ("ticks", "anomalies", "anomalies.dlq")]
-    topics.append(NewTopic("tapewatch.state", 1, 1, config={"cleanup.policy": "compact"}))
-    for created in admin.create_topics(topics).values():
-        created.result(30)
 
 
 def records(tape: Tape, first: int, n: int, bad: list[bytes]) -> list[tuple[bytes, bytes | None]]:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
+from tests.faults.place import create_topics
 from tests.integration.kafka_reading import committed_and_end, produce_all
 from tests.kafka_broker import KafkaBroker
 from tests.running import RunningDaemon, Tape, wait_until
@@ -26,12 +25,7 @@ def broker(start_kafka: Callable[..., KafkaBroker]) -> Iterator[KafkaBroker]:
         "group.consumer.session.timeout.ms": "20000",
     }
     broker = start_kafka(session)
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    names = ("ticks", "anomalies", "anomalies.dlq")
-    topics = [NewTopic(name, 1, 1) for name in names]
-    topics.append(NewTopic("tapewatch.state", 1, 1, config={"cleanup.policy": "compact"}))
-    for created in admin.create_topics(topics).values():
-        created.result(30)
+    create_topics(broker.bootstrap)
     yield broker
     broker.close()
 
