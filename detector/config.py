@@ -174,7 +174,8 @@ class TopicsConfig(_Section):
     ticks: str = Field(default="ticks", description="Input.")
     anomalies: str = Field(default="anomalies", description="Events, keyed by symbol.")
     dead_letters: str = Field(
-        default="anomalies.dlq", description="Messages that could not be decoded, byte for byte."
+        default="anomalies.dlq",
+        description="Messages that could not be decoded, byte for byte unless too large.",
     )
 
     state: str = Field(

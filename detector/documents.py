@@ -80,7 +80,7 @@ def configuration_markdown() -> str:
 def metrics_markdown() -> str:
     """Return `docs/metrics.md`."""
     registry = CollectorRegistry()
-    Metrics(registry)
+    Metrics(registry).model.info({"version": "", "hash": "", "device": ""})
     lines = [_METRICS_HEAD]
     for family in sorted(registry.collect(), key=lambda f: f.name):
         labels = sorted({k for s in family.samples for k in s.labels} - {"le"})
@@ -151,9 +151,9 @@ def _allowed(field: FieldInfo) -> str:
     if not kind:
         shape = str(annotation)
         kinds = {
+            "dict": "table",
             "Secret": "secret text",
             "Path": "path",
-            "dict": "table",
             "tuple": "list of text",
             "str": "text",
         }
@@ -166,6 +166,8 @@ def _allowed(field: FieldInfo) -> str:
         words.append(f"from {bounds['ge'].ge:g}")
     if "le" in bounds:
         words.append(f"to {bounds['le'].le:g}")
+    if "lt" in bounds:
+        words.append(f"below {bounds['lt'].lt:g}")
     return " ".join([kind, *words])
 
 

@@ -56,7 +56,7 @@ _FAMILIES: Final = (
         lambda now: now.request_errors,
     ),
     _Family("counter", "timeouts", "Requests without an answer in time.", lambda now: now.timeouts),
-    _Family("gauge", "brokers_up", "Brokers connected.", lambda now: now.brokers_up),
+    _Family("gauge", "brokers_up", "Brokers connected that answer.", lambda now: now.brokers_up),
 )
 
 

@@ -17,6 +17,9 @@ from typing import Any, Final
 _RETRIES: Final = ("txretries",)
 _ERRORS: Final = ("txerrs", "rxerrs")
 _TIMEOUTS: Final = ("req_timeouts",)
+PATIENCE_S: Final = 10.0
+"""A broker that owes an answer and has sent nothing for so long is not up: it hangs, or its host
+does, with the connection open. The client itself waits for `socket.timeout.ms`, a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,9 @@ class ClientStatistics:
     retries, request_errors, timeouts
         Requests since the client was made.
     brokers_up
-        Brokers connected now, each once.
+        Brokers connected now that answer, each once.
+    brokers_silent
+        Brokers connected now that owe an answer and are silent, each once.
     rebalances
         Of the consumer group, since the client was made; 0 of a producer.
     """
@@ -45,6 +50,7 @@ class ClientStatistics:
     request_errors: int = 0
     timeouts: int = 0
     brokers_up: int = 0
+    brokers_silent: int = 0
     rebalances: int = 0
 
 
@@ -53,9 +59,15 @@ class StatisticsBook:
 
     librdkafka counts by broker connection and forgets one that it gives up: a plain sum over its
     brokers would fall, and a falling counter reads as a restart with everything counted again.
+
+    Parameters
+    ----------
+    patience_s
+        After how long without a word a broker that owes an answer is silent, in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._patience_us = patience_s * 1e6
         self._seen: dict[tuple[str, str], int] = {}
         self._totals = {"retries": 0, "errors": 0, "timeouts": 0}
 
@@ -65,6 +77,8 @@ class StatisticsBook:
         self._count(brokers, "retries", _RETRIES)
         self._count(brokers, "errors", _ERRORS)
         self._count(brokers, "timeouts", _TIMEOUTS)
+        connected = _connected(brokers.values())
+        up = _ids(b for b in connected if not self._silent(b))
         if document.get("type") == "producer":
             queue = document.get("msg_cnt", 0), document.get("msg_size", 0)
         else:
@@ -79,9 +93,14 @@ class StatisticsBook:
             retries=self._totals["retries"],
             request_errors=self._totals["errors"],
             timeouts=self._totals["timeouts"],
-            brokers_up=len(_up(brokers.values())),
+            brokers_up=len(up),
+            brokers_silent=len(_ids(connected) - up),
             rebalances=int(document.get("cgrp", {}).get("rebalance_cnt", 0)),
         )
+
+    def _silent(self, broker: Mapping[str, Any]) -> bool:
+        """Whether a broker owes an answer and has not sent anything for too long."""
+        return broker.get("waitresp_cnt", 0) > 0 and broker.get("rxidle", 0) > self._patience_us
 
     def _count(self, brokers: Mapping[str, Any], total: str, fields: Iterable[str]) -> None:
         for name, broker in brokers.items():
@@ -91,9 +110,13 @@ class StatisticsBook:
                 self._seen[name, each] = now
 
 
-def _up(brokers: Iterable[Mapping[str, Any]]) -> set[int]:
-    """Ids of the brokers connected: a group's coordinator is listed a second time."""
-    return {b["nodeid"] for b in brokers if b.get("state") == "UP" and b.get("nodeid", -1) >= 0}
+def _connected(brokers: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [b for b in brokers if b.get("state") == "UP" and b.get("nodeid", -1) >= 0]
+
+
+def _ids(brokers: Iterable[Mapping[str, Any]]) -> set[int]:
+    """Ids of brokers, each once: a group's coordinator is listed a second time."""
+    return {b["nodeid"] for b in brokers}
 
 
 def _partitions(document: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

@@ -255,6 +255,14 @@ class KafkaBroker:
         self.kill()
         self.start()
 
+    def freeze(self) -> None:
+        """Stop it without a word (SIGSTOP): its connections stay open."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Kill the broker and delete its data; calling it again does nothing."""
         self.kill()
@@ -327,6 +335,10 @@ class KafkaBroker:
         raise KafkaStartError(
             f"Kafka did not answer within {_START_WITHIN_S} s; its log:\n{self.log_tail()}"
         )
+
+    def _signal(self, which: signal.Signals) -> None:
+        assert self._process is not None, "the broker does not run"
+        os.killpg(self._process.pid, which)
 
     def _end(self, with_signal: signal.Signals) -> None:
         process, self._process = self._process, None

@@ -67,6 +67,28 @@ def test_broker_is_counted_once() -> None:
     assert found.brokers_up == 1
 
 
+def test_a_silent_broker_is_not_up() -> None:
+    """One that owes an answer and says nothing is not up, unless we hear it elsewhere."""
+    silent = {"waitresp_cnt": 1, "rxidle": 11_000_000}
+    patient = {"waitresp_cnt": 1, "rxidle": 9_000_000}
+    idle = {"waitresp_cnt": 0, "rxidle": 60_000_000}
+
+    def told(**brokers: Any) -> tuple[int, int]:
+        found = StatisticsBook(10.0).take(consumer_document(**brokers))
+        return found.brokers_up, found.brokers_silent
+
+    assert told(one=broker(1, **silent), two=broker(2, **patient)) == (1, 1)
+    assert told(one=broker(1, **silent), GroupCoordinator=broker(1, **idle)) == (1, 0)
+    assert told(one=broker(1, "DOWN", **silent)) == (0, 0)
+
+
+def test_patience_covers_the_wait_of_a_fetch() -> None:
+    """A fetch that waits longer for ticks, as configured, is not taken for silence."""
+    usual = Connection("localhost:9092").patience_s
+    slow = Connection("localhost:9092", properties={"fetch.wait.max.ms": "30000"}).patience_s
+    assert (usual, slow) == (10.5, 40.0)
+
+
 def test_counters_never_fall() -> None:
     """A broker that is forgotten, and one that starts again from zero, take nothing back."""
     book = StatisticsBook()

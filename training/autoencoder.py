@@ -53,7 +53,7 @@ class TwoStageDetector(
     cheap and noise rather than a narrow latent keeps the networks from copying their input: 128
     hidden units, a latent of d (from 8 to 24), clip 10, whitened residuals, at least 2,000 steps.
     From 49 on, what was chosen for ticks: 22 hidden units, a latent of 10, clip 3, plain residuals,
-    at least 500 steps.
+    at least 2,500 steps.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from detector.errors import FailedError, RefusedError
-from detector.kafka_statistics import ClientStatistics, StatisticsBook
+from detector.kafka_statistics import PATIENCE_S, ClientStatistics, StatisticsBook
 from detector.masking import Scrubbing
 
 _CLIENT_LOG: Final = logging.getLogger("librdkafka")
@@ -27,6 +27,7 @@ _CLIENT_LOG.addHandler(logging.NullHandler())  # not shown where no log is confi
 
 Headers = Sequence[tuple[str, bytes]]
 STATISTICS_MS: Final = 2000
+_FETCH_WAIT_MS: Final = 500  # librdkafka's default
 _UNUSABLE: Final = frozenset(
     {
         KafkaError._AUTHENTICATION,  # noqa: SLF001  (the client's public names start so)
@@ -122,6 +123,13 @@ class Connection:
         """Return librdkafka properties of a producer, or of an administrator: it is one."""
         return self._without(_OF_CONSUMERS)
 
+    @property
+    def patience_s(self) -> float:
+        """How long a broker may owe an answer, in seconds: a fetch that finds nothing waits."""
+        wait_ms = str((self.properties or {}).get("fetch.wait.max.ms", ""))
+        # What is no number is refused by the client.
+        return PATIENCE_S + (int(wait_ms) if wait_ms.isdecimal() else _FETCH_WAIT_MS) / 1e3
+
     def _without(self, others: AbstractSet[str]) -> dict[str, object]:
         given = self.properties or {}
         return {
@@ -133,18 +141,25 @@ class Connection:
 
 
 class Health:
-    """Whether the brokers can be reached, as librdkafka's callbacks tell it; thread-safe."""
+    """Whether the brokers can be reached, as librdkafka's callbacks tell it; thread-safe.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    patience_s
+        After how long without a word a broker that owes an answer counts as away, in seconds.
+    """
+
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self._brokers_up = 0
         self._last_error = "not connected yet"
-        self._book = StatisticsBook()
+        self._patience_s = patience_s
+        self._book = StatisticsBook(patience_s)
         self.statistics: ClientStatistics | None = None
         self.fatal: KafkaUnusableError | None = None
 
     @property
     def reachable(self) -> bool:
-        """At least one broker connection is up."""
+        """At least one broker is connected and answers."""
         return self._brokers_up > 0
 
     @property
@@ -169,6 +184,8 @@ class Health:
         """Take librdkafka's statistics callback."""
         self.statistics = self._book.take(orjson.loads(text))
         self._brokers_up = self.statistics.brokers_up
+        if self.statistics.brokers_silent:
+            self._last_error = f"connected, but no answer for {self._patience_s:.0f} s"
 
 
 def done_within(seconds: float, call: Callable[[], object]) -> bool:

@@ -167,7 +167,7 @@ class TickConsumer:
     def __init__(
         self, connection: Connection, group_id: str, topic: str, assignment: Assignment
     ) -> None:
-        self.health = Health()
+        self.health = Health(connection.patience_s)
         self._topic, self._group = topic, group_id
         self._assignment = assignment
         self._assigned: set[int] = set()

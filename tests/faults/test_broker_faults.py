@@ -69,6 +69,25 @@ def test_broker_killed_and_restarted_under_load(
     assert daemon.terminate() == 0, daemon.log
 
 
+def test_broker_that_hangs(
+    kafka_broker: KafkaBroker, model: Path, tape: Tape, start_daemon: StartDaemon
+) -> None:
+    """A broker that says nothing on open connections counts as away, until it speaks again."""
+    bootstrap = kafka_broker.bootstrap
+    create_topics(bootstrap)
+    daemon = start_daemon(config(bootstrap, model)).wait_ready()
+    kafka_broker.freeze()
+    try:
+        wait_until(lambda: daemon.get("/readyz")[0] == 503, daemon)
+        assert "connected, but no answer for" in daemon.get("/readyz")[1]
+    finally:
+        kafka_broker.thaw()
+    wait_until(lambda: daemon.get("/readyz")[0] == 200, daemon)
+    produce_all(bootstrap, "ticks", records(tape, 0, 1000, []))
+    wait_until(lambda: daemon.metric("tapewatch_messages_total") == 1000, daemon)
+    assert daemon.terminate() == 0, daemon.log
+
+
 def test_stop_while_the_broker_is_away(
     kafka_broker: KafkaBroker, model: Path, tape: Tape, start_daemon: StartDaemon
 ) -> None:

@@ -118,8 +118,8 @@ def _findings() -> list[Panel]:
     restarts = number(
         Said(
             "Restarts",
-            "Times that a daemon was started anew within the time shown. Each makes windows and "
-            "episodes begin cold.",
+            "Times that a daemon was started anew within the time shown. Its partitions rest "
+            "until their state is read.",
             "short",
             ("TapewatchRestarting",),
         ),
