@@ -62,6 +62,9 @@ _PAUSE_S: Final = 0.01
 _RETRY_S: Final = 1.0
 _LACKING_S: Final = 10.0
 _NAME_WAITS_S: Final = 0.5, 5.0  # first and longest time until it is asked for again
+_STOP_WAITS_S: Final = 0.5  # for the decision thread to take what it was about to be given
+_END_WAITS_S: Final = 2.0  # for it to end, once it was told to
+_PLACES: Final = 4096  # instruments whose partitions are remembered although they were evicted
 _POLL_WITHIN_S: Final = 10.0  # the group takes a member that does not poll for dead, minutes later
 
 
@@ -185,6 +188,9 @@ class Daemon:
         self._started = False
         self._winding_down = False
         self._offered: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
+        self._last_offer: LoadedModel | None = None  # handed on
+        self._lost_offer: LoadedModel | None = None  # to be handed on again
+        self._revoking = False  # called from within the consumer, which must not be polled then
         self._newest = pipeline.model  # of the work handed on so far; decision may be behind
 
     # ---- life ----------------------------------------------------------------------------------
@@ -342,12 +348,13 @@ class Daemon:
 
     def _wind_down(self) -> None:
         """Finish what is under way, commit it, leave the group."""
-        self._checkpoint()
+        deadline = time.monotonic() + DRAIN_S
+        self._checkpoint(within_s=DRAIN_S)
         self._winding_down = True
-        settled = self._drain(DRAIN_S)
+        settled = self._drain(max(0.0, deadline - time.monotonic()))
         self._decision.stop()
         if self._decision.alive:
-            self._put(None, force=True)
+            self._put(None, force=True, within_s=_END_WAITS_S)
             self._decision.join(1.0)
         left = self._consumer.close()  # calls `revoked`, which commits
         unacknowledged = self._publisher.close(1.0)
@@ -415,12 +422,13 @@ class Daemon:
 
         It goes the way of a micro-batch, behind those taken in before.
         """
-        offered: LoadedModel | None = None
+        offered, self._lost_offer = self._lost_offer, None
         while not self._offered.empty():
             offered = self._offered.get()
         if offered is None or offered.scorer.model_hash == self._newest[1]:
             return
         self._newest = offered.scorer.version, offered.scorer.model_hash
+        self._last_offer = offered
         positions = self._partitions.positions
         self._hand_on(
             Work(
@@ -556,6 +564,15 @@ class Daemon:
                     partitions=[other, partition],
                 )
             self._partition_of[key] = partition
+        self._forget_evicted()
+
+    def _forget_evicted(self) -> None:
+        """Keep where instruments are seen for those only that are tracked: others come for ever."""
+        places = self._partition_of
+        if len(places) > 2 * sum(self._pipeline.tracked_instruments().values()) + _PLACES:
+            tracked = [self._pipeline.tracked(p) for p in self._consumer.assigned_partitions]
+            keys = np.concatenate(tracked).tolist() if tracked else []
+            self._partition_of = {key: places[key] for key in keys if key in places}
 
     def _hand_on(self, work: Work) -> None:
         """Let the decision thread have the work, or decide it here if that is sooner.
@@ -567,50 +584,62 @@ class Daemon:
         # has nothing to do until it is given work from here.
         if work.ticks > _ALONE_TICKS or work.rejected or not self._decision.idle:
             self._put(work)
+            self._uncommitted = True  # a revocation meanwhile did not commit it
             return
         try:
             if not self._decision.try_alone(work):
                 self._put(work)
         except TransactionLostError as error:
             self._decision.lose(error)
-            self._checkpoint()  # which lets the decision thread recover
+            self._put(Work(self._ledger.open({}), {}))  # lets the decision thread recover
         except BaseException as error:  # as on the decision thread: `run` raises it
             self._fail(error)
 
-    def _put(self, work: Work | None, *, force: bool = False) -> None:
-        """Hand work to the decision thread, waiting while it is behind."""
-        self._waits_since = waits_since = time.monotonic()
-        while self._failure is None or force:
-            if self._decision.put(work, 0.1):
+    def _put(self, work: Work | None, *, force: bool = False, within_s: float = math.inf) -> bool:
+        """Hand work to the decision thread, waiting while it is behind; False if it has no use.
+
+        It waits as long as brokers are away. When told to stop it soon gives up: what decision has
+        not is read again by the next start.
+        """
+        self._waits_since = began = time.monotonic()
+        taken = False
+        while (self._failure is None or force) and self._decision.alive:
+            if taken := self._decision.put(work, 0.1):
                 break
             self._beat = time.monotonic()
+            waited_s = self._beat - began
+            if self._stop.is_set() and math.isinf(within_s):
+                within_s = waited_s + _STOP_WAITS_S
+            if waited_s >= within_s:
+                break
             if self._beat >= self._observe_due:  # the lag grows meanwhile
                 self._observe_partitions()
-            if not self._decision.alive:
-                return
-            if self._beat - waits_since > _POLL_WITHIN_S and not self._winding_down:
+            if waited_s > _POLL_WITHIN_S and not (self._winding_down or self._revoking):
                 self._consumer.wait()
         self._waits_since = math.inf
+        return taken
 
     def _checkpoint(
         self,
         positions: Mapping[int, int] | None = None,
         snapshots: Mapping[int, Arrays] | None = None,
+        within_s: float = math.inf,
     ) -> None:
         """Have what was handed on so far committed with its state, and snapshots begun."""
-        if self._keeper is None or not self._decision.alive:
+        if self._keeper is None or not self._decision.alive or self._decision.lost:
             return
-        self._uncommitted = False
         places = positions or {}
-        self._put(
-            Work(
-                self._ledger.open({}),
-                self._partitions.generations_of(places),
-                places,
-                checkpoint=True,
-                snapshots=snapshots or {},
-            )
+        work = Work(
+            self._ledger.open({}),
+            self._partitions.generations_of(places),
+            places,
+            checkpoint=True,
+            snapshots=snapshots or {},
         )
+        if self._put(work, within_s=within_s):
+            self._uncommitted = False
+        else:
+            work.ticket.finish()  # nothing waits for it
 
     def _checkpoint_if_due(self, work: Work) -> None:
         """Behind the work: for readers that wait for it, or because it is time for a snapshot."""
@@ -694,11 +723,16 @@ class Daemon:
 
     def revoked(self, partitions: list[int]) -> None:
         """Finish and commit what is under way, then forget the partitions."""
+        deadline = time.monotonic() + DRAIN_S
         if not self._winding_down:
             if self._exactly_once:
                 self._consumer.note_group()
-            self._checkpoint()
-        settled = self._drain(0.0 if self._winding_down else DRAIN_S)
+            self._revoking = True
+            try:
+                self._checkpoint(within_s=DRAIN_S)
+            finally:
+                self._revoking = False
+        settled = self._drain(0.0 if self._winding_down else max(0.0, deadline - time.monotonic()))
         self._commit()
         self._release(partitions, "revoked")
         if not settled:
@@ -810,6 +844,14 @@ class Daemon:
         self._ledger.abandon()
         self._consumer.hold(partitions)
         self._decision.begin_anew()
+        self._offer_again()
+
+    def _offer_again(self) -> None:
+        """Offer the newest model again if its taking over was lost with the transaction."""
+        self._newest = self._pipeline.model
+        offer = self._last_offer
+        if offer is not None and offer.scorer.model_hash != self._newest[1]:
+            self._lost_offer = offer
 
     # ---- what ends it --------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from detector.model_watch import LoadedModel
 from detector.outbox import TOO_LARGE, Outbox
 from detector.partitions import Partitions
 from detector.pipeline import Outcome, Pipeline
+from detector.scorer import Scorer
 from detector.state_checks import Arrays
 from detector.state_keeper import StateKeeper
 from detector.state_records import CHUNK_BYTES
@@ -112,6 +113,10 @@ class Decision:
         self._stopping = threading.Event()
         self._deciding = threading.Lock()
         self._moved: dict[int, tuple[int, int]] = {}  # partition: generation, next offset
+        # Models whose successors' taking over is not committed, oldest first; how many of them the
+        # commit in flight is for.
+        self._replaced: list[Scorer] = []
+        self._carried = 0
         self.lost = False
         self.recovered = False
         self.in_force: dict[int, ModelChange] = {}
@@ -152,8 +157,16 @@ class Decision:
         self._thread.join(timeout_s)
 
     def begin_anew(self) -> None:
-        """Take works again after a lost transaction: intake has begun anew."""
+        """Take works again after a lost transaction: intake has begun anew.
+
+        A model that took over within it did not: the state that is restored is the old one's.
+        """
         self._moved.clear()
+        if self._replaced:
+            self._pipeline.change_model(self._replaced[0], {})
+            self._replaced.clear()
+            _log.warning("the model before is in force again", model=self._pipeline.model[0])
+        self._carried = 0
         self.lost = self.recovered = False
 
     def try_alone(self, work: Work) -> bool:
@@ -246,19 +259,27 @@ class Decision:
         began = time.perf_counter()
         # Noted before it is asked what is still ours: a rebalance after that makes it invalid.
         group = None if self._transaction is None else self._consumer.group
-        generations = self._partitions.generations
+        generations = self._partitions.generations.copy()
         moved = {p: o for p, (g, o) in self._moved.items() if g == generations.get(p, 0)}
         if self._transaction is not None and len(moved) < len(self._moved) and self.to_be_committed:
             raise TransactionLostError(
                 "a partition was taken away before its events were committed"
             )
         ticket = self._ledger.open({}) if work is None else work.ticket
-        witnesses = self._keeper.witnesses()
-        for partition, (key, value) in self._keeper.records(moved, self._snapshots(work)):
+        records = self._keeper.records(moved, self._snapshots(work))
+        told = {partition for partition, _ in records}
+        witnesses = self._keeper.witnesses(told)
+        if self._transaction is not None and any(
+            self._partitions.generations.get(p, 0) != generations.get(p, 0)
+            for p in told | set(moved)
+        ):
+            raise TransactionLostError("a partition was taken away while its state was told")
+        for partition, (key, value) in records:
             self._publish_state(ticket, partition, key, value)
         if self._transaction is None:
             self._claim(ticket, moved)
         elif moved or self._transaction.dirty:
+            self._carried = len(self._replaced)
             commit = partial(self._transaction.commit, self._ticks_topic, witnesses | moved, group)
             self._in_flight = Commit(commit, self._works.put, moved, ticket, began)
         self._moved.clear()
@@ -274,6 +295,8 @@ class Decision:
             return
         commit.end()
         commit.ticket.finish()
+        del self._replaced[: self._carried]
+        self._carried = 0
         if self._keeper is not None:
             self._keeper.committed(commit.positions)
         self._metrics.transactions.labels("committed").inc()
@@ -399,6 +422,8 @@ class Decision:
     def _change_model(self, work: Work, model: LoadedModel, changes: Sequence[ModelChange]) -> None:
         """Let another model score from here on; the old one's episodes close."""
         scorer, old = model.scorer, self._pipeline.model
+        if self._transaction is not None:
+            self._replaced.append(self._pipeline.scorer)
         next_offsets = {change.partition: change.next_offset for change in changes}
         work.positions = next_offsets  # their closing events belong to these
         closed = self._pipeline.change_model(scorer, next_offsets)

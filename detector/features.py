@@ -261,6 +261,11 @@ class FeatureBank:
         return int(self._head[k.H_USED])
 
     @property
+    def tracked(self) -> npt.NDArray[np.int64]:
+        """Keys of the instruments that have a row now, `(instruments,)`."""
+        return self._keys[: self.instruments].copy()
+
+    @property
     def evictions(self) -> int:
         """Instruments that lost their row to a newer one, so far."""
         return int(self._head[k.H_EVICTIONS])

@@ -100,7 +100,8 @@ class StatisticsBook:
 
     def _silent(self, broker: Mapping[str, Any]) -> bool:
         """Whether a broker owes an answer and has not sent anything for too long."""
-        return broker.get("waitresp_cnt", 0) > 0 and broker.get("rxidle", 0) > self._patience_us
+        owes, silent_us = int(broker.get("waitresp_cnt", 0)), int(broker.get("rxidle", 0))
+        return owes > 0 and silent_us > self._patience_us
 
     def _count(self, brokers: Mapping[str, Any], total: str, fields: Iterable[str]) -> None:
         for name, broker in brokers.items():

@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -46,6 +47,31 @@ class Addresses:
     anomalies: str
     dead_letters: str
     latents: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Letter:
+    """A rejected message on its way to the dead-letter topic, and where it is from."""
+
+    ticket: Ticket
+    place: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+    @property
+    def size(self) -> int:
+        """Of key and value, in bytes."""
+        return len(self.key or b"") + len(self.value or b"")
+
+    @property
+    def patience(self) -> int:
+        """How many refusals for its size say nothing about itself.
+
+        They are told of all records that went in one request: a small one most often only was with
+        a large one.
+        """
+        return _REQUESTS_WITH_LARGE_ONES if self.size <= _DEAD_LETTER_PART_BYTES else 0
 
 
 class Outbox:
@@ -84,7 +110,7 @@ class Outbox:
         self.refused = refuse
         self._latency_from_recv = latency_from_recv
         self._at_once = not isinstance(publisher, TransactionalPublisher)
-        self._again: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._again: queue.SimpleQueue[_Letter] = queue.SimpleQueue()
         self._largest: int | None = None
         self._refusals: dict[str, int] = {}  # how often the dead letter of a place was too large
 
@@ -113,7 +139,7 @@ class Outbox:
     def send_again(self) -> None:
         """Publish the smaller forms of dead letters that their topic refused."""
         while not self._again.empty():
-            self._again.get()()
+            self._send_letter(self._again.get())
 
     def _publish_event(self, work: Work, event: AnomalyEvent) -> None:
         by_tick = bool(work.messages)  # else another model took over, and there is no latency
@@ -186,59 +212,52 @@ class Outbox:
         self, ticket: Ticket, messages: PartitionMessages, row: int, reason: str
     ) -> None:
         """Publish a rejected message byte for byte; if Kafka refuses its size, its first part."""
-        value = messages.values[row]
         offset = int(messages.offsets[row])
-        headers = [
+        headers = (
             ("tapewatch_reason", reason.encode()),
             ("tapewatch_topic", self._topics.ticks.encode()),
             ("tapewatch_partition", str(messages.partition).encode()),
             ("tapewatch_offset", str(offset).encode()),
-        ]
-        key = messages.messages[row].key()
+        )
         place = f"{self._topics.ticks}-{messages.partition}@{offset}"
-
-        # A refusal for size is told of all records that went in one request: a small one most often
-        # only was with a large one.
-        size = len(key or b"") + len(value or b"")
-        small = size <= _DEAD_LETTER_PART_BYTES
-        patience = _REQUESTS_WITH_LARGE_ONES if small else 0
-
-        def publish() -> None:
-            times = self._refusals.get(place, 0) - patience
-            if self._largest is not None and size + _RECORD_BYTES > self._largest:
-                times = max(times, 1)
-            short_key, short_value, more = _cut(key, value, times)
-            self._publisher.publish(
-                self._topics.dead_letters, short_key, short_value, headers + more, acknowledged
-            )
-
-        def acknowledged(error: str | None) -> None:
-            if error is None:
-                self._refusals.pop(place, None)
-                self._metrics.dead_letters.inc()
-                ticket.acknowledge()
-                return
-            times = self._refusals.get(place, 0) + 1
-            # One that was cut may still go with other large ones.
-            if TOO_LARGE not in error or times > _REQUESTS_WITH_LARGE_ONES + _MOST_CUT:
-                self.refused(
-                    f"dead letter of {place} to topic {self._topics.dead_letters} was refused by "
-                    f"Kafka: {error}"
-                )
-                return
-            if times > patience:
-                _log.error(
-                    "dead letter cut, it is too large for its topic", place=place, error=error
-                )
-            self._refusals[place] = times
-            # Not from here, the delivery thread: `publish` may wait for room in the producer's
-            # queue, and only this thread makes room. A transaction is lost with the record, and
-            # what it was from is taken in again.
-            if self._at_once:
-                self._again.put(publish)
-
+        key, value = messages.messages[row].key(), messages.values[row]
         ticket.expect()
-        publish()
+        self._send_letter(_Letter(ticket, place, key, value, headers))
+
+    def _send_letter(self, letter: _Letter) -> None:
+        times = self._refusals.get(letter.place, 0) - letter.patience
+        if self._largest is not None and letter.size + _RECORD_BYTES > self._largest:
+            times = max(times, 1)
+        key, value, more = _cut(letter.key, letter.value, times)
+        headers = [*letter.headers, *more]
+        # Not a function within this one: it would hold itself by the letter's next sending, and the
+        # letter's bytes with it until Python's collector comes round, which is seldom.
+        told = partial(self._told_of_letter, letter)
+        self._publisher.publish(self._topics.dead_letters, key, value, headers, told)
+
+    def _told_of_letter(self, letter: _Letter, error: str | None) -> None:
+        place = letter.place
+        if error is None:
+            self._refusals.pop(place, None)
+            self._metrics.dead_letters.inc()
+            letter.ticket.acknowledge()
+            return
+        times = self._refusals.get(place, 0) + 1
+        # One that was cut may still go with other large ones.
+        if TOO_LARGE not in error or times > _REQUESTS_WITH_LARGE_ONES + _MOST_CUT:
+            self.refused(
+                f"dead letter of {place} to topic {self._topics.dead_letters} was refused by "
+                f"Kafka: {error}"
+            )
+            return
+        if times > letter.patience:
+            _log.error("dead letter cut, it is too large for its topic", place=place, error=error)
+        self._refusals[place] = times
+        # Not from here, the delivery thread: `publish` may wait for room in the producer's queue,
+        # and only this thread makes room. A transaction is lost with the record, and what it was
+        # from is taken in again.
+        if self._at_once:
+            self._again.put(letter)
 
 
 def _cut(key: bytes | None, value: bytes | None, times: int) -> Form:

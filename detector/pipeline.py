@@ -335,6 +335,11 @@ class Pipeline:
         return tuple(closed)
 
     @property
+    def scorer(self) -> Scorer:
+        """The model in force."""
+        return self._scorer
+
+    @property
     def model(self) -> tuple[str, str]:
         """Version and hash of the model in force."""
         return self._scorer.version, self._scorer.model_hash
@@ -348,6 +353,11 @@ class Pipeline:
         """Instruments tracked now, by partition."""
         banks = list(self._banks.items())  # at once: another thread may add one
         return {partition: bank.instruments for partition, bank in banks}
+
+    def tracked(self, partition: int) -> npt.NDArray[np.int64]:
+        """Keys of the instruments tracked now in a partition, `(n,)`."""
+        bank = self._banks.get(partition)
+        return np.empty(0, np.int64) if bank is None else bank.tracked
 
     def evictions(self) -> dict[int, int]:
         """Instruments evicted so far, by partition."""

@@ -155,14 +155,14 @@ class StateKeeper:
         """Whether a snapshot is still to be written out."""
         return bool(self._underway)
 
-    def witnesses(self) -> dict[int, int]:
-        """Return the committed offsets of partitions whose snapshot is being written.
+    def witnesses(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the committed offsets of these partitions, as far as they are known.
 
-        Committed again with its records they prove that the partitions are still ours: a commit
-        without offsets is refused to nobody.
+        Committed again with records of state they prove that the partitions are still ours: a
+        commit without offsets is refused to nobody.
         """
         with self._lock:
-            return {p: self._committed[p] for p in self._underway if p in self._committed}
+            return {p: self._committed[p] for p in partitions if p in self._committed}
 
     def committed(self, positions: Mapping[int, int]) -> None:
         """Take note that these next offsets are committed."""

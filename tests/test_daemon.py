@@ -6,6 +6,7 @@ real Kafka is on the other side in tests/integration and tests/faults.
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
@@ -29,14 +30,17 @@ from detector.drift import Drift
 from detector.events import AnomalyEvent, Source
 from detector.kafka import Acknowledge, Health, PartitionMessages
 from detector.latents import LatentMessage
+from detector.ledger import Ledger
 from detector.metrics import Metrics
 from detector.model_changes import ModelChange
 from detector.model_watch import LoadedModel
+from detector.outbox import Addresses, Outbox
 from detector.pipeline import Outcome, Prepared
 from detector.scorer import ScoreBlock
 from detector.symbols import SymbolMap
 from detector.ticks import TickBatch, empty_ticks
 from detector.wire import Decoded, Rejected
+from detector.work import Work
 from tests.models import block_of
 
 TOPICS = {"ticks": 1, "anomalies": 1, "anomalies.dlq": 1}
@@ -191,7 +195,7 @@ class EveryTickIsAnEvent:
         self.finished = 0
         self.scores: tuple[Any, ...] = ()
         self.before_finish: Callable[[], None] = lambda: None
-        self.model = ("old", "0" * 64)
+        self.scorer: Any = SimpleNamespace(version="old", model_hash="0" * 64)
         self.steps: list[Any] = []  # offsets finished and models changed, in order
 
     def prepare(self, batch: TickBatch) -> Prepared:
@@ -210,12 +214,21 @@ class EveryTickIsAnEvent:
 
     def change_model(self, scorer: Any, next_offsets: Mapping[int, int]) -> tuple[Any, ...]:
         """One episode closes in each partition."""
-        self.model = scorer.version, scorer.model_hash
+        self.scorer = scorer
         self.steps.append((scorer.version, dict(next_offsets)))
         return tuple(event_at(p, offset) for p, offset in sorted(next_offsets.items()))
 
+    @property
+    def model(self) -> tuple[str, str]:
+        """Version and hash of what scores."""
+        return self.scorer.version, self.scorer.model_hash
+
     def drift(self) -> None:
         """Nothing is known."""
+
+    def tracked(self, partition: int) -> Any:
+        """Two instruments in each partition."""
+        return np.array([10 * partition, 10 * partition + 1])
 
     def release(self, partition: int) -> None:
         """Keep what was released."""
@@ -1067,5 +1080,128 @@ def test_the_daemon_keeps_no_model_that_was_replaced() -> None:
     rig.consumer.during_fetch = act
     with rig:
         until(lambda: rig.value("tapewatch_model_swaps_total", outcome="done") == 2)
-        until(lambda: [reference() for reference in kept] == [None, None])
+        until(lambda: kept[0]() is None)
     assert rig.error is None
+
+
+def test_a_model_lost_with_a_transaction_is_offered_again() -> None:
+    """Its folder will not: it was read there, and taken. A newer one goes before it."""
+    rig = Rig([part([b"t"])])
+    with rig:
+        until(lambda: rig.pipeline.finished == 1)
+    daemon, pipeline = rig.daemon, rig.pipeline
+    old = pipeline.scorer
+    daemon.offer(model_of("b"))
+    daemon._take_offered()
+    assert daemon._newest[0] == "b"
+    pipeline.scorer = old  # as after the transaction with it was lost
+    daemon._offer_again()
+    assert daemon._newest[0] == "old"
+    daemon._take_offered()
+    assert daemon._newest[0] == "b"
+    daemon._offer_again()
+    daemon.offer(model_of("c"))
+    daemon._take_offered()
+    assert daemon._newest[0] == "c"
+
+
+def test_where_an_instrument_was_seen_is_forgotten_once_it_is_evicted() -> None:
+    """A flood of new instruments would fill the memory otherwise."""
+    rig = Rig()
+    rig.daemon._partition_of = dict.fromkeys(range(100_000), 1)
+    rig.pipeline.tracked_instruments = lambda: {0: 2, 1: 2}  # type: ignore[method-assign]
+    rig.daemon._forget_evicted()
+    assert rig.daemon._partition_of == {0: 1, 1: 1, 10: 1, 11: 1}
+
+
+def test_a_dead_letter_is_free_once_it_is_acknowledged() -> None:
+    """By its last reference: the collector seldom comes, and a letter may be a megabyte."""
+    outbox = Outbox(
+        Addresses("ticks", "anomalies", "dlq"),
+        cast("Any", Sink()),
+        Metrics(CollectorRegistry()),
+        str,
+        lambda _: None,
+    )
+    ledger = Ledger()
+    gc.collect()
+    gc.disable()
+    try:
+        for offset in range(50):
+            messages = part([b"bad"], offset)
+            outbox.send(Work(ledger.open({}), {}, rejected=[(messages, 0, "invalid_json")]))
+        del messages
+        assert gc.collect() < 50
+    finally:
+        gc.enable()
+
+
+class Stuck:
+    """A daemon that keeps state, whose decision thread is stuck: the brokers take nothing."""
+
+    def __init__(self) -> None:
+        self.rig = rig = Rig(*([part([b"tick", b"bad"], 2 * n)] for n in range(50)))
+        self.free = threading.Event()
+        self.polled: list[int] = []
+        rig.consumer.known = {**TOPICS, "": 1}
+        rig.consumer.committed_positions = {}  # type: ignore[attr-defined]
+        rig.sink.wrong_policy = lambda *_: ""  # type: ignore[attr-defined]
+        rig.daemon._keeper = cast(
+            "Any",
+            SimpleNamespace(
+                due=lambda *_: None,
+                taken_in=lambda *_: None,
+                release=lambda _: None,
+                busy=False,
+                records=lambda *_: [],
+                witnesses=lambda _: {},
+                committed=lambda _: None,
+            ),
+        )
+        rig.daemon._decision._keeper = rig.daemon._keeper
+        publish = rig.sink.publish
+
+        def publish_once_free(*record: Any) -> None:
+            self.free.wait(WAIT_S)
+            publish(*record)
+
+        rig.sink.publish = publish_once_free  # type: ignore[method-assign]
+        rig.consumer.wait = lambda: self.polled.append(1)  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Self:
+        self.rig.thread.start()
+        until(self.rig.daemon._decision._works.full)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free.set()
+        self.rig.finish()
+
+
+def test_a_stop_is_not_held_up_by_a_decision_that_hangs() -> None:
+    """Nobody may wait for ever for room in its queue, or brokers that are away would decide."""
+    with Stuck() as stuck:
+        stuck.rig.daemon.stop()
+        stuck.rig.thread.join(9.0)
+        assert not stuck.rig.thread.is_alive()
+
+
+def test_a_revocation_is_over_in_time_although_decision_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is called from within the consumer, which must not be polled again from there."""
+    monkeypatch.setattr("detector.daemon.DRAIN_S", 0.5)
+    monkeypatch.setattr("detector.daemon._POLL_WITHIN_S", 0.0)
+    done: list[int] = []
+    with Stuck() as stuck:
+        until(lambda: bool(stuck.polled))
+
+        def poll() -> None:
+            if not done:
+                stuck.polled.clear()
+                stuck.rig.daemon.revoked([0])
+                done.append(len(stuck.polled))
+
+        stuck.rig.consumer.wait = poll  # type: ignore[attr-defined]
+        until(lambda: bool(done))
+    assert done == [0]

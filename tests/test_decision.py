@@ -100,10 +100,13 @@ class Rig:
         self.partitions, self.ledger = Partitions(), Ledger()
         self.failures: list[BaseException] = []
         metrics = Metrics(CollectorRegistry())
-        pipeline = cast("Any", EveryTickIsAnEvent())
+        self.pipeline = pipeline = cast("Any", EveryTickIsAnEvent())
         refuse = lambda reason: self.failures.append(RuntimeError(reason))  # noqa: E731
-        keeper = SimpleNamespace(
-            records=lambda *_: [], witnesses=dict, committed=lambda _: None, busy=False
+        self.keeper = keeper = SimpleNamespace(
+            records=lambda *_: [],
+            witnesses=lambda told: {p: 90 + p for p in told},
+            committed=lambda _: None,
+            busy=False,
         )
         self.decision = Decision(
             pipeline,
@@ -193,6 +196,67 @@ def test_offsets_of_a_partition_given_up_are_left_out_where_nothing_was_publishe
     rig.decision.try_alone(rig.work(1, 5))
     rig.checkpoint()
     assert rig.publisher.committed[0][1] == {1: 7}
+
+
+def test_state_is_never_committed_without_an_offset() -> None:
+    """A commit without offsets is refused to nobody: not to one whose partition is another's."""
+    rig = Rig()
+    rig.keeper.records = lambda *_: [(1, (b"key", b"value"))]
+    rig.checkpoint()
+    assert rig.publisher.committed == [([b"value"], {1: 91})]
+
+
+def test_a_partition_that_goes_while_its_state_is_told_spoils_the_commit() -> None:
+    """Its offset would be committed without the state that belongs to it."""
+    rig = Rig()
+    quiet = rig.work(0, 5)
+    quiet.prepared.clear()
+    rig.decision.try_alone(quiet)
+
+    def records(*_: object) -> list[Any]:
+        rig.partitions.forget([0])
+        return []
+
+    rig.keeper.records = records
+    with pytest.raises(TransactionLostError):
+        rig.checkpoint()
+    assert rig.publisher.committed == []
+
+
+def take_over(rig: Rig) -> None:
+    """Put model b in force, in the middle of partition 0."""
+    generations = rig.partitions.generations_of([0])
+    changes = [ModelChange(0, 7, "hash", "b")]
+    rig.decision._finish(
+        Work(rig.ledger.open({}), generations, changes=changes, model=model_of("b"))
+    )
+
+
+def test_a_model_that_took_over_in_a_lost_transaction_did_not() -> None:
+    """What is restored is the old one's state; its open episodes are closed by the next attempt."""
+    rig = Rig()
+    with pytest.raises(TransactionLostError), commit_in_flight(rig):  # noqa: PT012
+        take_over(rig)
+        assert rig.pipeline.model[0] == "b"
+        rig.publisher.refuses = True
+        rig.publisher.answers.set()
+        rig.decision._settle()
+    rig.decision.lose(TransactionLostError("refused"))
+    rig.decision.begin_anew()
+    assert rig.pipeline.model[0] == "old"
+
+
+def test_a_model_whose_taking_over_is_committed_stays() -> None:
+    """A transaction that is lost later does not bring the old one back."""
+    rig = Rig()
+    with commit_in_flight(rig):
+        take_over(rig)
+    rig.decision._go_on()
+    rig.decision._settle()
+    rig.decision._finish(rig.work(0, 9))
+    rig.decision.lose(TransactionLostError("gone"))
+    rig.decision.begin_anew()
+    assert rig.pipeline.model[0] == "b"
 
 
 def test_works_are_dropped_after_a_loss_until_intake_began_anew() -> None:

@@ -252,9 +252,14 @@ def test_under_load_a_transaction_stays_open_for_several_commits_time(
     monkeypatch.setattr(transacting.time, "monotonic", lambda: now)
     publisher = cast("Any", rig.publisher)
     assert not publisher.overdue, "nothing is open"
-    publisher._last_commit_s, publisher._open_since = 0.5, now
-    now = 101.9
+    publisher._last_commit_s, publisher._open_since = 0.25, now
+    now = 100.9
     assert not publisher.overdue
-    now = 102.0
+    now = 101.0
     assert publisher.overdue
+    publisher._last_commit_s = 3.0
+    now = 101.2
+    assert not publisher.overdue
+    now = 101.3
+    assert publisher.overdue, "a good part of the cluster's patience of 5 s is over"
     publisher._open_since = None

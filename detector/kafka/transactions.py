@@ -126,9 +126,12 @@ class TransactionalPublisher(Publisher):
 
     @property
     def overdue(self) -> bool:
-        """Whether the open transaction is several times as old as a commit takes."""
-        since = self._open_since
-        return since is not None and time.monotonic() - since >= _OPEN_FOR * self._last_commit_s
+        """Whether the open transaction is several times as old as a commit takes.
+
+        Or a good part of what the cluster grants it: the last commit may have taken very long.
+        """
+        most_s = min(_OPEN_FOR * self._last_commit_s, self._timeout_s / _OPEN_FOR)
+        return self._open_since is not None and time.monotonic() - self._open_since >= most_s
 
     def hurry(self) -> None:
         """Give up calls that are not answered; for an orderly end."""
