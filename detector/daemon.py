@@ -27,6 +27,7 @@ import structlog
 from detector.collecting import rare_collections
 from detector.decision import Decision, Observer
 from detector.errors import FailedError
+from detector.events import EVENT_BYTES
 from detector.kafka import (
     KafkaUnusableError,
     PartitionMessages,
@@ -301,7 +302,7 @@ class Daemon:
                 self._stop.wait(wait_s)
                 wait_s = min(10.0, wait_s * 2)
                 continue
-            if lacking := self._lacking(topics) or self._loses_state():
+            if lacking := self._lacking(topics) or self._loses_state() or self._takes_no_events():
                 raise DaemonFailedError(lacking)
             return
 
@@ -333,6 +334,20 @@ class Daemon:
             return ""
         why = self._publisher.wrong_policy(self._settings.state, "compact")
         return f"topic {self._settings.state} {why}" if why else ""
+
+    def _takes_no_events(self) -> str:
+        """Say that the topic of events takes too small records, if it is known to be so.
+
+        Before it can: a record that is refused for its size would be met again by every start.
+        """
+        topic = self._settings.anomalies
+        limit = self._publisher.settings_of(topic).get("max.message.bytes")
+        if limit is None or int(limit) >= EVENT_BYTES:
+            return ""
+        return (
+            f"topic {topic} has max.message.bytes = {limit}; an event may need {EVENT_BYTES}: set "
+            "it to that at least"
+        )
 
     def _transactions_possible(self) -> bool:
         """Wait until transactions can be begun; False if told to stop before."""

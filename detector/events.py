@@ -28,6 +28,7 @@ from detector.ticks import Quality
 
 __all__ = [
     "CRITICAL_FROM",
+    "EVENT_BYTES",
     "MAJOR_FROM",
     "PHASES",
     "SEVERITIES",
@@ -56,6 +57,8 @@ RaisedBy = Literal["values", "combination"]
 
 SEVERITIES: Final[tuple[Severity, ...]] = ("minor", "major", "critical")
 TOP_FEATURES: Final = 5
+EVENT_BYTES: Final = 16_384
+"""What an event's record may need; most have one or two thousand bytes."""
 MAJOR_FROM: Final = 2.0
 CRITICAL_FROM: Final = 4.0
 """Of score / threshold: 1.2 and 2.4 decades rarer than the threshold, see `model.SCORE_SCALE`."""

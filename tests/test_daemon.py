@@ -162,6 +162,11 @@ class Sink:
             return
         acknowledge(self.answer(topic, value or b""))
 
+    def settings_of(self, topic: str) -> Mapping[str, str]:
+        """Those of no topic may be known."""
+        del topic
+        return {}
+
     def close(self, timeout_s: float = 5.0) -> int:
         """Tell how many were never acknowledged."""
         del timeout_s

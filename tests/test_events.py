@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.events import (
+    EVENT_BYTES,
+    TOP_FEATURES,
     AnomalyEvent,
     EpisodeBook,
     EpisodePolicy,
@@ -25,9 +27,11 @@ from detector.events import (
     episode_id,
     event_id,
     event_schema,
+    flag_labels,
     raised_by,
     severity_of,
 )
+from detector.naming import Name
 from tests.oracle_episodes import EpisodeOracle
 
 SECOND = 1_000_000_000
@@ -230,6 +234,22 @@ def test_schema_refuses_what_no_event_may_be(wrong: dict[str, Any]) -> None:
     """The schema is strict enough to notice a wrong field."""
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(event(**wrong).to_dict(ts_detected=9), event_schema())
+
+
+def test_no_event_needs_more_than_its_topic_is_asked_for() -> None:
+    """With every field at its longest, key and headers included, and features of 500 characters."""
+    longest = event(
+        phase="close",
+        symbol="S" * 64,
+        summary=SUMMARY,
+        name=Name("t" * 64, 1 / 3, "t" * 64),
+        top_features=(TopFeature("f" * 500, 1 / 3, 1 / 3, 1 / 3),) * TOP_FEATURES,
+        flags=flag_labels(0xFFFF),
+        model=("v" * 200, "a" * 64),
+        source=Source("t" * 249, 2**31 - 1, 2**62, 2**31 - 1),
+    )
+    headers = sum(len(name) + len(value) for name, value in longest.headers())
+    assert len(longest.to_json(2**62)) + headers + 64 < EVENT_BYTES
 
 
 def test_ids_depend_on_place_and_phase_only() -> None:

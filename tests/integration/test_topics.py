@@ -62,10 +62,13 @@ port = 0
         (made,) = self.admin.create_topics([topic]).values()
         made.result(30)
 
-    def create_all(self, state: Mapping[str, str] = COMPACT) -> None:
+    def create_all(
+        self, state: Mapping[str, str] = COMPACT, anomalies: Mapping[str, str] | None = None
+    ) -> None:
         """Create all of them."""
-        for which in ("ticks", "anomalies", "dlq"):
-            self.create(which)
+        self.create("ticks")
+        self.create("anomalies", config=anomalies)
+        self.create("dlq")
         self.create("state", config=state)
 
     def delete(self, which: str) -> None:
@@ -126,6 +129,19 @@ def test_a_topic_of_state_that_forgets_is_refused(
     assert f"topic {topics.name}-state has cleanup.policy = delete, not compact" in last
     assert "kafka-configs.sh" in last
     assert "CONFWARN" not in done.stderr
+
+
+def test_a_topic_that_takes_no_events_is_refused(
+    topics: Topics, model: Path, tmp_path: Path
+) -> None:
+    """An event that is refused for its size would end every start anew: it never comes to that."""
+    topics.create_all(anomalies={"max.message.bytes": "1000"})
+    path = tmp_path / "tapewatch.toml"
+    path.write_text(topics.config(model))
+    done = tapewatch("run", "--config", path, wait_s=ENDS_WITHIN_S)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"topic {topics.name}-anomalies has max.message.bytes = 1000; an event may need" in last
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
