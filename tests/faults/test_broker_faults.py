@@ -75,7 +75,8 @@ def test_broker_that_hangs(
     """A broker that says nothing on open connections counts as away, until it speaks again."""
     bootstrap = kafka_broker.bootstrap
     create_topics(bootstrap)
-    daemon = start_daemon(config(bootstrap, model)).wait_ready()
+    patient = config(bootstrap, model).replace("6000", "45000")  # a session that is not over before
+    daemon = start_daemon(patient).wait_ready()
     kafka_broker.freeze()
     try:
         wait_until(lambda: daemon.get("/readyz")[0] == 503, daemon)
