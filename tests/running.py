@@ -114,16 +114,22 @@ def metric_in(text: str, name: str, **labels: str) -> float:
 
 
 class RunningDaemon:
-    """`tapewatch run` as a process of its own, with its metrics and its log."""
+    """`tapewatch run` as a process of its own, with its metrics and its log.
 
-    def __init__(self, folder: Path, config: str) -> None:
+    With `calls` it calls that port at every time of that step (`tests.faults.launcher`).
+    """
+
+    def __init__(self, folder: Path, config: str, calls: tuple[str, int] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "tapewatch.toml"
         path.write_text(config)
         self._log_path = folder / "log"
         self._log_file = self._log_path.open("w")
+        words = ["detector", "run", "--config", str(path)]
+        if calls is not None:
+            words = ["tests.faults.launcher", str(path), calls[0], "1", str(calls[1])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "detector", "run", "--config", str(path)],
+            [sys.executable, "-m", *words],
             stderr=self._log_file,
             env=plain_environment(),
         )

@@ -14,9 +14,10 @@ _WITHIN_S = 20.0
 
 
 class StepCalls:
-    """Answers daemons that call at a step, at once unless something was asked for."""
+    """Answers daemons that call at a step: does what was asked for, or else `each`."""
 
-    def __init__(self) -> None:
+    def __init__(self, each: Callable[[], None] = lambda: None) -> None:
+        self._each = each
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -51,6 +52,11 @@ class StepCalls:
         with contextlib.suppress(OSError):  # closed
             while True:
                 call, _ = self._server.accept()
-                with call, contextlib.suppress(queue.Empty):
-                    self._asked.get_nowait()()
-                    self._done.set()
+                with call:
+                    try:
+                        asked = self._asked.get_nowait()
+                    except queue.Empty:
+                        self._each()
+                    else:
+                        asked()
+                        self._done.set()

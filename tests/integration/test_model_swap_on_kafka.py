@@ -12,11 +12,12 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Message, Producer
 
 from detector.artifact import WEIGHTS, read_artifact
 from detector.events import EpisodePolicy
@@ -26,6 +27,7 @@ from detector.pipeline import PipelineSpec
 from detector.symbols import SymbolMap
 from detector.wire import make_decoder
 from tests.conftest import TopicFactory
+from tests.faults.step_calls import StepCalls
 from tests.integration.kafka_reading import produce_all, read_topic
 from tests.integration.test_end_to_end import (
     PARTITIONS,
@@ -201,6 +203,43 @@ def test_a_swap_during_a_rebalance(
     assert second.terminate() == 0, second.log
     wait_until(lambda: f"ready with {PARTITIONS} partitions" in first.get("/readyz")[1], first)
     assert first.terminate() == 0, first.log
+
+
+def test_a_swap_within_a_transaction_that_is_lost(
+    desk: Desk, tape: Tape, model: Path, other: Path, tmp_path: Path
+) -> None:
+    """Neither swallowed nor done by half: the old one's episodes close, all events are as replayed.
+
+    It is lost because a producer of the same name takes over just before it is committed.
+    """
+    name = {"bootstrap.servers": desk.bootstrap, "transactional.id": f"{desk.group}-one"}
+    text = watching(desk).replace("properties = {", 'properties = { "group.instance.id" = "one",')
+    fenced: list[Producer] = []
+
+    def fence_with_the_swap() -> None:
+        if not fenced and "model swapped" in daemon.log:
+            fenced.append(Producer(name))
+            fenced[0].init_transactions(10.0)
+
+    with StepCalls(fence_with_the_swap) as calls:
+        config = f'delivery = "exactly_once"\n{text}'
+        daemon = RunningDaemon(tmp_path / "daemon", config, ("before_commit", calls.port))
+        with closing(daemon.wait_ready()):
+            load = Load(desk, tape)
+            load.send(len(load.ticks) // 4)
+            wait_until(desk.caught_up, daemon)
+            put(desk, other)
+            load.send_until(lambda: "the model before is in force again" in daemon.log)
+            load.send_until(lambda: daemon.log.count("model swapped") == 2)
+            load.send(len(load.ticks) - load.sent)
+            wait_until(desk.caught_up, daemon)
+            assert in_force(daemon, other)
+            assert daemon.terminate() == 0, daemon.log
+    messages = read_topic(desk.bootstrap, desk.ticks, lambda read: len(read) >= len(load.ticks))
+    want, _ = expected(desk, [model, other], daemon._log_path, messages)
+    closed = [e for e in want.values() if e["phase"] == "close"]
+    assert any(event["summary"]["reason"] == "model" for event in closed)
+    assert_same_events(published_events(desk, len(want)), want)
 
 
 def test_scoring_a_file_with_a_daemons_log(
