@@ -421,6 +421,20 @@ def test_damaged_records_of_another_life_are_taken_away() -> None:
     assert len(lives(records)) == 1
 
 
+@pytest.mark.parametrize("kind", ["head", "delta"])
+def test_a_record_under_another_life_s_key_is_damage(kind: str) -> None:
+    """Key and value name the same writer, or the value is of neither."""
+    writer = StateWriter(PLACE, base_offset=10)
+    records = [*chain(writer, 20), *snapshot(writer, 20, {6: 20})]
+    key, value = next(record for record in records if f'"{kind}"'.encode() in record[0])
+    name = parsed(key)
+    other = Name(kind, new_life(), name.numbers)
+    found = found_at([(PLACE.key(other), value)], 20)
+    assert isinstance(found, Unusable)
+    assert found.reason == "damaged"
+    assert name.life in found.detail
+
+
 def test_a_later_life_is_above_what_it_knows() -> None:
     """Whatever the clocks say; and above what nobody knew, as far as they are right."""
     known = new_life()
