@@ -1,13 +1,23 @@
 """Keys and values of the records of a partition's state: what each says, and as which bytes.
 
-A key is a JSON array: version, group, topic, partition, kind and numbers. A value is `snapshots`'
-form of two arrays, a JSON header and a body, and carries its digest. Whatever cannot have been
-written here raises ValueError. It knows neither chains nor Kafka.
+A key is a JSON array of version, group, topic, partition, kind, life and numbers:
+
+    [2, "group", "ticks", 3, "head",  LIFE, generation]
+    [2, "group", "ticks", 3, "chunk", LIFE, generation, index]
+    [2, "group", "ticks", 3, "delta", LIFE, number, part]
+
+With its writer's life in every key, no writer can overwrite what another one wrote. A value is
+`snapshots`' form of two arrays, a JSON header and a body, and carries its digest. Whatever cannot
+have been written here raises ValueError. It knows neither chains nor Kafka.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+import secrets
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,12 +26,34 @@ import orjson
 
 from detector.snapshots import pack, unpack
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of keys and headers, part of every key: records of another version are another place's."""
 GENERATIONS: Final = (0, 1)
 FEATURES: Final = "features/"
 DECISIONS: Final = "decisions/"
 """What the names of a snapshot's two sets of arrays begin with."""
+_LIFE: Final = re.compile("[0-9a-f]{32}")
+_BEGAN: Final = 16  # digits of a life that say when it began
+_NUMBERS: Final = {"head": 1, "chunk": 2, "delta": 2}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Name:
+    """Which record of a place: all that its key says beyond whose state it is.
+
+    Parameters
+    ----------
+    kind
+        "head", "chunk" or "delta".
+    life
+        Of its writer; see `new_life`.
+    numbers
+        Of a head its generation, of a chunk generation and index, of a delta number and part.
+    """
+
+    kind: str
+    life: str
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +64,10 @@ class Place:
     topic: str
     partition: int
 
-    def key(self, kind: str, *numbers: int) -> bytes:
-        """Return a key: a JSON array, so that no name can be taken for a part of another."""
-        return orjson.dumps([VERSION, self.group, self.topic, self.partition, kind, *numbers])
+    def key(self, name: Name) -> bytes:
+        """Return a key: a JSON array, so that no text can be taken for a part of another."""
+        whose = (VERSION, self.group, self.topic, self.partition)
+        return orjson.dumps([*whose, name.kind, name.life, *name.numbers])
 
     @property
     def prefix(self) -> bytes:
@@ -69,7 +102,8 @@ class Origin:
 class Head:
     """A snapshot: where it stands, how many chunks it has, and the digest of them together.
 
-    `link` is the last delta that it holds, which leads to `link_offset`; `life` is its writer's.
+    `link` is the last delta that it holds, which leads to `link_offset`; `life` is its writer's,
+    and its chunks are those of the same life and generation.
     """
 
     origin: Origin
@@ -107,6 +141,16 @@ class Piece:
     body: bytes
 
 
+def new_life(known: Iterable[str] = ()) -> str:
+    """Return a life: 32 hexadecimal digits, of which the first 16 say when it began.
+
+    It is above every known one; above others by the clock, in nanoseconds since 1970.
+    """
+    after = max((int(life[:_BEGAN], 16) + 1 for life in known), default=0)
+    began = min(max(time.time_ns(), after), (1 << 4 * _BEGAN) - 1)
+    return f"{began:0{_BEGAN}x}{secrets.token_hex(8)}"
+
+
 def root(base_offset: int) -> str:
     """Return the id that stands for an empty state at this offset."""
     return f"base {base_offset}"
@@ -136,17 +180,22 @@ def opened(value: bytes) -> tuple[Any, bytes]:
     return orjson.loads(arrays["header"].tobytes()), arrays["body"].tobytes()
 
 
-def parsed(key: bytes) -> tuple[str, tuple[int, ...]]:
-    """Kind and numbers of a key; raise ValueError where it is none."""
-    match [part for part in orjson.loads(key)[4:] if not isinstance(part, bool)]:
-        case ["head", int(generation)] if generation in GENERATIONS:
-            return "head", (generation,)
-        case ["chunk", int(generation), int(index)] if generation in GENERATIONS and index >= 0:
-            return "chunk", (generation, index)
-        case ["delta", int(seq), int(part)] if seq >= 0 and part >= 0:
-            return "delta", (seq, part)
-        case rest:
-            raise ValueError(f"unknown key {rest}")
+def parsed(key: bytes) -> Name:
+    """Return what a key names; raise ValueError where it is none as `Place.key` writes it.
+
+    A tombstone goes to the key as it is written there: no other may stand for the same record.
+    """
+    found = orjson.loads(key)
+    match found:
+        case [_, _, _, _, str(kind), str(life), *numbers] if (
+            _NUMBERS.get(kind) == len(numbers)
+            and _LIFE.fullmatch(life)
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and (kind == "delta" or numbers[0] in GENERATIONS)
+            and orjson.dumps(found) == key
+        ):
+            return Name(kind, life, tuple(numbers))
+    raise ValueError(f"unknown key {key!r:.200}")
 
 
 def is_key(key: bytes) -> bool:

@@ -16,6 +16,7 @@ from detector.state_layout import (
     FEATURES,
     Delta,
     Head,
+    Name,
     Origin,
     Piece,
     Place,
@@ -46,18 +47,12 @@ class Link:
         Where it leads.
     base_offset
         Where the state was empty.
-    generation
-        Of the snapshot that the chain begins with; None: it begins with the empty state.
-    deltas
-        Numbers of the deltas after it.
     """
 
     id: str
     seq: int
     next_offset: int
     base_offset: int
-    generation: int | None = None
-    deltas: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +61,13 @@ class Found:
 
     Parameters
     ----------
-    seq
-        Highest number of a delta that anything speaks of; -1: none.
-    deltas
-        Number and part of each live record of a delta, of whatever chain.
-    chunks
-        Indices of live chunks, by generation.
-    heads
-        Offset of each live head, by generation.
-    newest
-        Generation of the latest head, None without.
+    live
+        Every record that is no tombstone, of whatever life and chain, readable or not.
     link
         Where the last `StateReader.at` led; None where it led nowhere.
     """
 
-    seq: int = -1
-    deltas: frozenset[tuple[int, int]] = frozenset()
-    chunks: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
-    heads: Mapping[int, int] = field(default_factory=dict)
-    newest: int | None = None
+    live: frozenset[Name] = frozenset()
     link: Link | None = None
 
 
@@ -133,34 +116,34 @@ class Unusable:
 class _Records:
     """The newest value of every key of a place."""
 
-    heads: dict[int, Head] = field(default_factory=dict)
-    chunks: dict[tuple[int, int], Piece] = field(default_factory=dict)
-    deltas: dict[tuple[int, int], tuple[Delta, bytes]] = field(default_factory=dict)
+    heads: dict[Name, Head] = field(default_factory=dict)
+    chunks: dict[Name, Piece] = field(default_factory=dict)
+    deltas: dict[Name, tuple[Delta, bytes]] = field(default_factory=dict)
     damage: dict[bytes, str] = field(default_factory=dict)
 
-    def drop(self, kind: str, numbers: tuple[int, ...]) -> None:
-        if kind == "head":
-            self.heads.pop(numbers[0], None)
-        elif kind == "chunk":
-            self.chunks.pop((numbers[0], numbers[1]), None)
-        else:
-            self.deltas.pop((numbers[0], numbers[1]), None)
+    def drop(self, name: Name) -> None:
+        self.heads.pop(name, None)
+        self.chunks.pop(name, None)
+        self.deltas.pop(name, None)
 
-    def put(self, kind: str, numbers: tuple[int, ...], value: bytes) -> None:
+    def put(self, name: Name, value: bytes) -> None:
         """Take a value in; raise ValueError where it is none of this key."""
         header, body = opened(value)
-        if kind == "head":
+        if name.kind == "head":
             head = head_of(header)
-            if head.generation != numbers[0]:
-                raise ValueError(f"head of generation {head.generation}")
-            self.heads[head.generation] = head
-        elif kind == "chunk":
-            self.chunks[numbers[0], numbers[1]] = Piece(text_of(header), body)
+            if (head.life, head.generation) != (name.life, *name.numbers):
+                raise ValueError(f"head of generation {head.generation} of {head.life:.32}")
+            self.heads[name] = head
+        elif name.kind == "chunk":
+            self.chunks[name] = Piece(text_of(header), body)
         else:
             delta = delta_of(header)
-            if delta.origin.seq != numbers[0] or numbers[1] >= delta.parts:
-                raise ValueError(f"delta {delta.origin.seq} of {delta.parts} parts")
-            self.deltas[numbers[0], numbers[1]] = delta, body
+            seq, part = name.numbers
+            if (delta.life, delta.origin.seq) != (name.life, seq) or part >= delta.parts:
+                raise ValueError(
+                    f"delta {delta.origin.seq} of {delta.parts} parts of {delta.life:.32}"
+                )
+            self.deltas[name] = delta, body
 
 
 class StateReader:
@@ -183,55 +166,40 @@ class StateReader:
             return
         self._records.damage.pop(key, None)
         try:
-            kind, numbers = parsed(key)
-            self._records.drop(kind, numbers)
+            name = parsed(key)
+            self._records.drop(name)
             if value is not None:
-                self._records.put(kind, numbers, value)
+                self._records.put(name, value)
         except ValueError as error:
             self._records.damage[key] = str(error)
 
     def found(self) -> Found:
         """Return what a writer must know; after `at`, so that it goes on from there."""
         records = self._records
-        live = [parsed(key) for key in records.damage if is_key(key)]
-        live += [("delta", key) for key in records.deltas] + [("chunk", k) for k in records.chunks]
-        deltas = {(numbers[0], numbers[1]) for kind, numbers in live if kind == "delta"}
-        chunks = {(numbers[0], numbers[1]) for kind, numbers in live if kind == "chunk"}
-        seqs = [seq for seq, _ in deltas] + [head.origin.seq for head in records.heads.values()]
-        newest = max(
-            records.heads.values(),
-            key=lambda head: (head.origin.seq, head.origin.next_offset),
-            default=None,
-        )
+        damaged = (parsed(key) for key in records.damage if is_key(key))
         return Found(
-            seq=max(seqs, default=-1),
-            deltas=frozenset(deltas),
-            chunks=(
-                frozenset(index for generation, index in chunks if generation == 0),
-                frozenset(index for generation, index in chunks if generation == 1),
-            ),
-            heads={g: head.origin.next_offset for g, head in records.heads.items()},
-            newest=None if newest is None else newest.generation,
+            live=frozenset((*damaged, *records.heads, *records.chunks, *records.deltas)),
             link=self._link,
         )
 
     def at(self, next_offset: int, fingerprint: str) -> Restorable | Unusable:
         """Find the state at an offset, in features of this fingerprint.
 
-        Of several ends at the offset the latest counts; of several snapshots the one with the
-        fewest deltas after it.
+        Of several ends at the offset those of the latest life count, and of these the latest: an
+        older life's is of a run whose commit never came, or of a zombie. Of several snapshots it is
+        the one with the fewest deltas after it.
         """
         self._link = None
         records, deltas = self._records, self._whole_deltas()
         if not (records.heads or records.chunks or records.deltas or records.damage):
             return Unusable("none", "no record of this partition")
-        origins = [(delta.origin, end) for end, (delta, _) in deltas.items()]
-        origins += [(head.origin, head.link) for head in records.heads.values()]
-        ends = sorted(
-            ((o.seq, end) for o, end in origins if o.next_offset == next_offset), reverse=True
-        )
+        told = [(delta.life, delta.origin, end) for end, (delta, _) in deltas.items()]
+        told += [(head.life, head.origin, head.link) for head in records.heads.values()]
+        led = [each for each in told if each[1].next_offset == next_offset]
+        latest = max((life for life, _, _ in led), default="")
+        ends = sorted(((o.seq, end) for life, o, end in led if life == latest), reverse=True)
         answers = [
-            self._chain(end, next_offset, fingerprint, deltas)
+            self._chain(end, latest, next_offset, fingerprint, deltas)
             for end in dict.fromkeys(end for _, end in ends)
         ] or [self._nothing_led_to(next_offset, fingerprint, deltas)]
         for answer in answers:
@@ -243,12 +211,12 @@ class StateReader:
     def _whole_deltas(self) -> dict[str, tuple[Delta, bytes]]:
         """Return the deltas of which every part is there, by id, with their bytes."""
         whole: dict[str, tuple[Delta, bytes]] = {}
-        for (_, part), (delta, _) in self._records.deltas.items():
+        for name, (delta, _) in self._records.deltas.items():
+            seq, part = name.numbers
             if part or delta.parts > len(self._records.deltas):
                 continue
-            parts = [
-                self._records.deltas.get((delta.origin.seq, each)) for each in range(delta.parts)
-            ]
+            names = [Name("delta", name.life, (seq, each)) for each in range(delta.parts)]
+            parts = [self._records.deltas.get(each) for each in names]
             body = b"".join(found[1] for found in parts if found is not None and found[0] == delta)
             if digest_of(body) == delta.digest:
                 whole[delta.id] = delta, body
@@ -257,13 +225,14 @@ class StateReader:
     def _chain(
         self,
         end: str,
+        life: str,
         next_offset: int,
         fingerprint: str,
         deltas: Mapping[str, tuple[Delta, bytes]],
     ) -> tuple[Link, Restorable] | Unusable:
-        """Go back from the end of a chain to where it begins."""
+        """Go back from the end of a chain, which this life told of, to where it begins."""
         steps: list[tuple[Delta, bytes]] = []
-        at, head = end, self._whole_head(end, next_offset, next_offset)
+        at, head = end, self._whole_head(end, next_offset, next_offset, life)
         while head is None and not (steps and at == root(steps[-1][0].base_offset)):
             delta, body = deltas.get(at, (None, b""))
             if delta is None or not _follows(delta, steps, next_offset):
@@ -278,8 +247,6 @@ class StateReader:
             seq=last.seq,
             next_offset=next_offset,
             base_offset=begin.base_offset,
-            generation=None if head is None else head.generation,
-            deltas=frozenset(delta.origin.seq for delta, _ in steps),
         )
         origins = [begin.origin, *(delta.origin for delta, _ in steps)]
         others = {origin.fingerprint for origin in origins} - {fingerprint}
@@ -308,18 +275,18 @@ class StateReader:
             model_version=last.model_version,
         )
 
-    def _whole_head(self, link: str, least: int, most: int, life: str | None = None) -> Head | None:
+    def _whole_head(self, link: str, least: int, most: int, life: str) -> Head | None:
         """Return the snapshot that holds the chain up to `link`, from an offset in this range.
 
-        Where it knows ticks beyond `link`, they were decided in its writer's life: the delta that
-        follows must then be of the same one.
+        Where it knows ticks beyond `link`, they were decided in its writer's life: what follows, in
+        this life, must then be of the same one.
         """
         heads = [
             head
             for head in self._records.heads.values()
             if head.link == link
             and least <= head.origin.next_offset <= most
-            and (life in {None, head.life} or head.origin.next_offset == head.link_offset)
+            and (life == head.life or head.origin.next_offset == head.link_offset)
         ]
         heads.sort(key=lambda head: head.origin.next_offset, reverse=True)
         return next((head for head in heads if digest_of(self._body(head)) == head.digest), None)
@@ -329,7 +296,8 @@ class StateReader:
         chunks = self._records.chunks
         if head.chunks > len(chunks):
             return b""
-        pieces = [chunks.get((head.generation, index)) for index in range(head.chunks)]
+        names = [Name("chunk", head.life, (head.generation, i)) for i in range(head.chunks)]
+        pieces = [chunks.get(name) for name in names]
         return b"".join(p.body for p in pieces if p is not None and p.digest == head.digest)
 
     def _nothing_led_to(

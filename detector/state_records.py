@@ -10,13 +10,20 @@ snapshot names the last one that it holds. One that knows ticks beyond that delt
 by deltas of its own writer's life: another life may have decided otherwise on them. So whatever a
 crash, a late writer or compaction leaves behind, either a chain leads from a snapshot, or from the
 empty state at `base_offset`, exactly to the wanted offset, or there is none; one that a restart
-abandoned is never taken for the present one. `StateWriter` knows what of its partition is on the
-topic, `StateReader` finds it out. Bytes in, bytes out: no Kafka, no state.
+abandoned is never taken for the present one.
+
+A process may be thought dead, and wake up when another one has its partition (a *zombie*); without
+transactions nothing stops what it has still to write. So every key has its writer's life in it, a
+writer overwrites nobody else's records, and it takes theirs away only once its own snapshot, of a
+committed offset, is whole: that stands for all of them. What a zombie writes after that, or after
+the present writer read, builds on nothing that counts; the next writer's snapshot takes it away.
+
+`StateWriter` knows what of its partition is on the topic, `StateReader` finds it out. Bytes in,
+bytes out: no Kafka, no state.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -26,10 +33,12 @@ from detector.state_layout import (
     FEATURES,
     Delta,
     Head,
+    Name,
     Origin,
     Place,
     cut,
     digest_of,
+    new_life,
     root,
     value_of,
 )
@@ -39,6 +48,7 @@ __all__ = [
     "CHUNK_BYTES",
     "Found",
     "Link",
+    "Name",
     "Origin",
     "Place",
     "Reason",
@@ -100,15 +110,12 @@ class StateWriter:
                              "at which the state was empty")  # fmt: skip
         self._place = place
         self._bytes = chunk_bytes
-        self._seq = found.seq
         self._link = link
-        self._deltas = set(found.deltas)
-        self._chunks = [set(indices) for indices in found.chunks]
-        self._base = link.generation if link.generation is not None else found.newest
-        self._life = uuid.uuid4().hex
-        # Deltas of other chains and snapshots of ticks beyond: of lives whose commit never came.
-        self._stale = sorted(key for key in found.deltas if key[0] not in link.deltas)
-        self._dead = sorted(g for g, offset in found.heads.items() if offset > link.next_offset)
+        self._life = new_life(name.life for name in found.live)
+        self._others = set(found.live)
+        self._deltas: set[Name] = set()
+        self._chunks: tuple[set[Name], set[Name]] = set(), set()
+        self._generation = 1  # of the last whole snapshot; the first one's is 0
 
     def delta(
         self,
@@ -120,32 +127,29 @@ class StateWriter:
     ) -> list[Record]:
         """Return the records of the next delta; all of them are needed to use it.
 
-        The first one of a writer comes after tombstones for deltas that do not lead to it.
-
         Raises
         ------
         ValueError
             `next_offset` is below that of the delta before.
         """
         self._check(next_offset)
-        self._seq += 1
+        seq = self._link.seq + 1
         body = pack(arrays)
         parts = cut(body, self._bytes)
         delta = Delta(
-            Origin(fingerprint, model_hash, model_version, next_offset, self._seq),
+            Origin(fingerprint, model_hash, model_version, next_offset, seq),
             self._link.id,
             self._life,
             self._link.base_offset,
             len(parts),
             digest_of(body),
         )
-        records: list[Record] = [(self._place.key("head", each), None) for each in self._dead]
-        records += self._drop(self._stale)
-        self._dead, self._stale = [], []
+        records: list[Record] = []
         for part, piece in enumerate(parts):
-            records.append((self._place.key("delta", self._seq, part), value_of(delta, piece)))
-            self._deltas.add((self._seq, part))
-        self._link = Link(delta.id, self._seq, next_offset, self._link.base_offset)
+            name = Name("delta", self._life, (seq, part))
+            self._deltas.add(name)
+            records.append((self._place.key(name), value_of(delta, piece)))
+        self._link = Link(delta.id, seq, next_offset, self._link.base_offset)
         return records
 
     def snapshot(
@@ -159,9 +163,10 @@ class StateWriter:
     ) -> Iterator[Record]:
         """Return the records of a snapshot: chunks, then the head, then tombstones.
 
-        It stands for all deltas given before this call. The tombstones are those of these deltas
-        and of chunks that no head refers to; until `next_offset` is committed the deltas may still
-        be needed, so do not write them before.
+        It stands for all deltas given before this call, and for all that was found on the topic.
+        The tombstones are those of both, and of chunks that no head refers to. Until `next_offset`
+        is committed these may still be needed, and the partition may be another writer's: do not
+        write them before.
 
         Raises
         ------
@@ -170,8 +175,7 @@ class StateWriter:
         """
         self._check(next_offset)
         origin = Origin(fingerprint, model_hash, model_version, next_offset, self._link.seq)
-        generation = 0 if self._base is None else 1 - self._base
-        return self._snapshot(origin, self._link, generation, features, decisions)
+        return self._snapshot(origin, self._link, 1 - self._generation, features, decisions)
 
     def _snapshot(
         self, origin: Origin, link: Link, generation: int, features: Arrays, decisions: Arrays
@@ -181,19 +185,20 @@ class StateWriter:
             | {DECISIONS + name: array for name, array in decisions.items()}
         )
         pieces, digest = cut(body, self._bytes), digest_of(body)
-        for index, piece in enumerate(pieces):
-            self._chunks[generation].add(index)
-            yield self._place.key("chunk", generation, index), value_of(digest, piece)
+        chunks = [Name("chunk", self._life, (generation, i)) for i in range(len(pieces))]
+        for chunk, piece in zip(chunks, pieces, strict=True):
+            self._chunks[generation].add(chunk)
+            yield self._place.key(chunk), value_of(digest, piece)
         head = Head(
             *(origin, link.id, link.next_offset, self._life, link.base_offset),
             *(generation, len(pieces), digest),
         )
-        self._base = generation
-        yield self._place.key("head", generation), value_of(head, b"")
-        yield from self._drop(sorted(key for key in self._deltas if key[0] <= origin.seq))
-        for index in sorted(self._chunks[generation] - set(range(len(pieces)))):
-            self._chunks[generation].discard(index)
-            yield self._place.key("chunk", generation, index), None
+        self._generation = generation
+        yield self._place.key(Name("head", self._life, (generation,))), value_of(head, b"")
+        held = {delta for delta in self._deltas if delta.numbers[0] <= origin.seq}
+        yield from self._drop(self._deltas, held)
+        yield from self._drop(self._chunks[generation], self._chunks[generation] - set(chunks))
+        yield from self._drop(self._others, self._others)
 
     def _check(self, next_offset: int) -> None:
         if next_offset < self._link.next_offset:
@@ -202,7 +207,7 @@ class StateWriter:
                 "the last delta led"
             )
 
-    def _drop(self, deltas: Iterable[tuple[int, int]]) -> Iterator[Record]:
-        for seq, part in deltas:
-            self._deltas.discard((seq, part))
-            yield self._place.key("delta", seq, part), None
+    def _drop(self, known: set[Name], names: Iterable[Name]) -> Iterator[Record]:
+        for name in sorted(names):
+            known.discard(name)
+            yield self._place.key(name), None

@@ -59,13 +59,18 @@ class Member:
             warm_up,
         )
 
-    def commit(self, moved: dict[int, int], *snapshots: int) -> int:
-        """Commit offsets with their state; return how many records that took."""
+    def publish(self, moved: dict[int, int], *snapshots: int) -> int:
+        """Write the state that belongs to offsets; return how many records that took."""
         begun = {p: (moved[p], self.pipeline.capture_features(p)) for p in snapshots}
         records = self.keeper.records(moved, begun)
         self.topic.records += [(p, key, value) for p, (key, value) in records]
-        self.keeper.committed(moved)
         return len(records)
+
+    def commit(self, moved: dict[int, int], *snapshots: int) -> int:
+        """Commit offsets with their state; return how many records that took."""
+        count = self.publish(moved, *snapshots)
+        self.keeper.committed(moved)
+        return count
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +158,34 @@ def test_another_model_takes_over_windows_alone(
     third.pipeline.replay(ticks[300:400])
     there, here = (m.pipeline.process(ticks[400:]) for m in (second, third))
     assert [e.to_dict(0) for e in there.events] == [e.to_dict(0) for e in here.events]
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_member_that_wakes_up_late_takes_nothing_from_its_successor(
+    scorers: tuple[Scorer, Scorer], ticks: TickBatch, *, snapshot: bool
+) -> None:
+    """Frozen past its session, with works or a snapshot to write: only its commit is refused."""
+    topic = Topic()
+    frozen, owner = (Member(scorers[0], topic) for _ in range(2))
+    frozen.keeper.restore({0: Place(0, 0, committed=False)}, 0.0)
+    frozen.pipeline.process(ticks[:200])
+    frozen.commit({0: 200}, *([0] if snapshot else []))
+    frozen.pipeline.process(ticks[200:260])
+
+    (found,) = owner.keeper.restore(committed(200), 0.0)
+    owner.pipeline.replay(ticks[found.replay_from : 200])
+    for start, stop in ((200, 300), (300, 400)):
+        owner.pipeline.process(ticks[start:stop])
+        owner.commit({0: stop})
+    assert frozen.publish({0: 260}) == (4 if snapshot else 1)  # a delta; chunk, head, tombstone
+
+    third = Member(scorers[0], topic)
+    (found,) = third.keeper.restore(committed(400), 0.0)
+    assert (found.source, found.replay_from) == ("snapshot", 200 if snapshot else 0)
+    third.pipeline.replay(ticks[found.replay_from : 400])
+    there, here = (m.pipeline.process(ticks[400:]) for m in (owner, third))
+    assert [e.to_dict(0) for e in there.events] == [e.to_dict(0) for e in here.events]
+    assert len(here.events) > 0
 
 
 @pytest.mark.parametrize(

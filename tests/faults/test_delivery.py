@@ -58,6 +58,7 @@ def test_exactly_once(place: Place, fault: str) -> None:
     ("fault", "times"),
     [
         ("kill", 6),
+        ("freeze", 2),
         ("slow_sink", 1),
         ("rebalance", 4),
         ("rebalance_eager", 3),
