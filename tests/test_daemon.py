@@ -34,7 +34,7 @@ from detector.model_changes import ModelChange
 from detector.model_watch import LoadedModel
 from detector.pipeline import Outcome, Prepared
 from detector.scorer import ScoreBlock
-from detector.symbols import SymbolMap
+from detector.symbols import SymbolMap, unnamed
 from detector.ticks import TickBatch, empty_ticks
 from detector.wire import Decoded, Rejected
 from tests.models import block_of
@@ -213,6 +213,11 @@ class EveryTickIsAnEvent:
         self.model = scorer.version, scorer.model_hash
         self.steps.append((scorer.version, dict(next_offsets)))
         return tuple(event_at(p, offset) for p, offset in sorted(next_offsets.items()))
+
+    def name(self, partition: int, key: int) -> str:
+        """No instrument has a name."""
+        del partition
+        return unnamed(key)
 
     def drift(self) -> None:
         """Nothing is known."""

@@ -107,7 +107,7 @@ class Rig:
         )
         self.decision = Decision(
             pipeline,
-            Outbox(Addresses("ticks", "anomalies", "dlq"), self.publisher, metrics, str, refuse),
+            Outbox(Addresses("ticks", "anomalies", "dlq"), self.publisher, metrics, refuse),
             self.publisher,
             metrics,
             self.partitions,
