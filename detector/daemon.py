@@ -154,7 +154,6 @@ class Daemon:
             Addresses(settings.ticks, settings.anomalies, settings.dead_letters, settings.latents),
             publisher,
             metrics,
-            pipeline.symbols.name,
             self._refused,
             latency_from_recv=settings.latency_from_recv,
         )
@@ -575,7 +574,7 @@ class Daemon:
                 self._metrics.split_instruments.inc()
                 _log.warning(
                     "instrument seen in two partitions, its windows are torn apart",
-                    instrument=self._pipeline.symbols.name(key),
+                    instrument=self._pipeline.name(partition, key),
                     partitions=[other, partition],
                 )
             self._partition_of[key] = partition

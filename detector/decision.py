@@ -214,8 +214,10 @@ class Decision:
         began = time.perf_counter()
         outcome = work.outcome = self._pipeline.finish(ours) if ours else None
         if outcome is not None and self._latents:
+            # Named now: when they are published, later batches may have brought other names.
+            name = self._pipeline.name
             work.latents = [
-                message
+                (name(message.partition, message.key), message)
                 for part, scores in zip(ours, outcome.scores, strict=True)
                 for message in latent_messages(
                     part.batch, part.block, scores, self._pipeline.model_hash

@@ -29,7 +29,7 @@ class ModelReplay:
     spec
         Topic name, caps and episode policy.
     symbols
-        Names for the events; learns from the batches.
+        Names for the events that go before the models' and those of the batches.
 
     Raises
     ------

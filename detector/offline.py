@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -200,7 +200,8 @@ def score_files(
         lines = None
         if events is not None:
             lines = stack.enter_context(stack.enter_context(staged(events, "--events")).open("wb"))
-        for outcome in models.outcomes(files.batches(artifact.features)):
+        named = _named(files.batches(artifact.features), [artifact, *others], symbols)
+        for outcome in models.outcomes(named):
             if lines is not None:
                 lines.writelines(event.to_json(0) + b"\n" for event in outcome.events)
             counts["events"].update(event.phase for event in outcome.events)
@@ -265,6 +266,20 @@ def drift_of_files(
             "give more ticks"
         )
     return found
+
+
+def _named(
+    batches: Iterable[Batch], artifacts: Sequence[Artifact], symbols: SymbolMap
+) -> Iterator[Batch]:
+    """Pass batches on, their names known before they are scored: rows and events use the same.
+
+    Those of the files go before the models', as `--symbol` is among them.
+    """
+    for batch in batches:
+        symbols.learn(batch.symbols)
+        for artifact in artifacts:
+            symbols.learn(artifact.symbols)
+        yield batch
 
 
 def _table(

@@ -85,8 +85,6 @@ class Outbox:
         Where records go.
     metrics
         Observed as records are acknowledged.
-    name_of
-        Name of an instrument by its key.
     refuse
         Called with the reason when Kafka refuses a record for good.
     latency_from_recv
@@ -98,7 +96,6 @@ class Outbox:
         topics: Addresses,
         publisher: Publisher,
         metrics: Metrics,
-        name_of: Callable[[int], str],
         refuse: Callable[[str], None],
         *,
         latency_from_recv: bool = False,
@@ -106,7 +103,6 @@ class Outbox:
         self._topics = topics
         self._publisher = publisher
         self._metrics = metrics
-        self._name_of = name_of
         self.refused = refuse
         self._latency_from_recv = latency_from_recv
         self._at_once = not isinstance(publisher, TransactionalPublisher)
@@ -133,8 +129,8 @@ class Outbox:
         if work.outcome is not None:
             for event in work.outcome.events:
                 self._publish_event(work, event)
-        for message in work.latents:
-            self._publish_latents(work.ticket, message)
+        for name, message in work.latents:
+            self._publish_latents(work.ticket, name, message)
 
     def send_again(self) -> None:
         """Publish the smaller forms of dead letters that their topic refused."""
@@ -168,9 +164,8 @@ class Outbox:
             acknowledged,
         )
 
-    def _publish_latents(self, ticket: Ticket, message: LatentMessage) -> None:
+    def _publish_latents(self, ticket: Ticket, name: str, message: LatentMessage) -> None:
         """Publish an instrument's latents, keyed as its events are."""
-        name = self._name_of(message.key)
         rows = len(message)
 
         def acknowledged(error: str | None) -> None:

@@ -23,6 +23,10 @@ from detector.episodes import EpisodeBook
 from detector.state_checks import Arrays, check_arrays
 from detector.symbols import SymbolMap
 from detector.thresholds import ThresholdBook
+from detector.ticks import Batch
+
+MOST_NAMES: Final = 250_000
+"""Names that a partition's messages may bring: 25 bytes each in every snapshot, 250 in memory."""
 
 RESET: Final = "reset"
 _PARTS: Final = ("episodes", "thresholds", "names")
@@ -49,21 +53,65 @@ class Touched:
 
 
 class PartitionNames:
-    """The names that a partition's messages brought, as they are in force, and the untold ones."""
+    """The names that a partition's messages brought, of each instrument the first.
 
-    def __init__(self) -> None:
+    They are a function of the messages up to the last one that was decided: neither how these were
+    cut into batches nor what other partitions hold changes them, and they go where the partition's
+    state goes, back to what was committed too.
+
+    Parameters
+    ----------
+    limit
+        Beyond so many names nothing more is learnt.
+    """
+
+    def __init__(self, limit: int = MOST_NAMES) -> None:
+        self._limit = limit
         self._names: dict[int, str] = {}
         self._untold: dict[int, str] = {}
+        self._since: dict[int, int] = {}  # of names that the latest batch brought, its offsets
 
-    def learn(self, found: Mapping[int, str], symbols: SymbolMap) -> None:
-        """Take over which instruments a batch names; `symbols` says by which name they go."""
-        symbols.learn(found)
-        if found.keys() <= self._names.keys():
-            return
-        for key in found.keys() - self._names.keys():
-            name = symbols.get(key)
-            if name is not None:  # or there are more of them than the map takes
-                self._names[key] = self._untold[key] = name
+    def learn(self, batch: Batch, symbols: SymbolMap) -> dict[int, str]:
+        """Take over the names that a batch gives; `symbols` is told of those refused.
+
+        A piece of a batch has all of its names: those of messages behind the piece's last are left
+        for the pieces that come.
+
+        Returns
+        -------
+        fresh
+            Names of instruments that had none from this partition.
+        """
+        found, known = batch.symbols, self._names
+        if not len(batch) or found.items() <= known.items():  # as they are nearly always
+            return {}
+        last = int(batch.offsets[-1])
+        fresh: dict[int, str] = {}
+        since: dict[int, int] = {}
+        for key, name in found.items():
+            offset = batch.named_from.get(key, -1)
+            if offset > last:
+                continue
+            kept = known.get(key)
+            if kept is not None:
+                if kept != name:
+                    symbols.refuse(key, kept, name)
+            elif len(known) < self._limit:
+                known[key] = fresh[key] = name
+                since[key] = offset
+        self._untold |= fresh
+        self._since = since
+        return fresh
+
+    def get(self, key: int, offset: int | None = None) -> str | None:
+        """Return the name that the messages up to and with this offset give, if there is one.
+
+        The offset is one of the latest batch's, or behind it, as None is.
+        """
+        # What an earlier batch brought holds everywhere in the latest one.
+        if offset is not None and offset < self._since.get(key, -1):
+            return None
+        return self._names.get(key)
 
     def all(self) -> dict[str, npt.NDArray[Any]]:
         """Return every name."""
@@ -137,8 +185,8 @@ def restored(
     deltas: Sequence[Arrays],
     *,
     same_model: bool = True,
-) -> tuple[DecisionState, dict[int, str]]:
-    """Return the state that was told, and its names.
+) -> DecisionState:
+    """Return the state that was told.
 
     Parameters
     ----------
@@ -159,16 +207,15 @@ def restored(
     ValueError
         Something does not fit.
     """
-    state, names = fresh(), dict[int, str]()
+    state = fresh()
     parts = [_parted(arrays) for arrays in (decisions, *deltas) if arrays]
     for part in parts:
-        names |= _names_of(part["names"])
-    state.names.put(names)
+        state.names.put(_names_of(part["names"]))
     state.reset = not (parts and same_model)
     if not same_model:
         if parts:
             state.book.start_at(_watermark_of(parts[-1]["episodes"]))
-        return state, names
+        return state
     # What came before a reset is another model's, and need not fit this one's.
     first = max((i for i, part in enumerate(parts) if RESET in part), default=0)
     for i, part in enumerate(parts[first:], start=first):
@@ -179,7 +226,7 @@ def restored(
             state.thresholds = fresh().thresholds
         elif state.thresholds is not None:
             (state.thresholds.restore if whole else state.thresholds.put)(part["thresholds"])
-    return state, names
+    return state
 
 
 def _joined(parts: Mapping[str, Arrays]) -> dict[str, npt.NDArray[Any]]:

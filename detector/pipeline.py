@@ -39,7 +39,7 @@ from detector.naming import Name, head_inputs
 from detector.partition_state import DecisionState, Touched, restored
 from detector.scorer import Explanation, ScoreBlock, Scorer
 from detector.state_checks import Arrays
-from detector.symbols import SymbolMap
+from detector.symbols import SymbolMap, unnamed
 from detector.thresholds import ThresholdBook, TradingTime
 from detector.ticks import Batch, Quality, split_key
 
@@ -146,7 +146,7 @@ class Pipeline:
     spec
         Topic name, caps and episode policy.
     symbols
-        Names for the events; learns from the batches.
+        Names that go before the model's own and those of messages; told of the names refused.
     """
 
     def __init__(
@@ -200,8 +200,7 @@ class Pipeline:
         is known; by the thread that prepares, while the other has nothing of the partition.
         """
         self._bank(batch.partition).update(batch)
-        if batch.symbols:
-            self._state_of(batch.partition).names.learn(batch.symbols, self.symbols)
+        self._learn_names(batch)
 
     def capture_features(self, partition: int) -> dict[str, npt.NDArray[Any]]:
         """Copy the windows of a partition out, as `FeatureBank.snapshot`; {} if it has none yet.
@@ -276,7 +275,7 @@ class Pipeline:
         bank = self._features.bank(self._spec.max_instruments)
         if features:
             bank.restore(features)
-        state, names = restored(
+        state = restored(
             self._new_state,
             len(self._features.names),
             decisions,
@@ -285,7 +284,6 @@ class Pipeline:
         )
         self._banks[partition] = bank
         self._states[partition] = state
-        self.symbols.learn(names)
 
     def change_model(
         self, scorer: Scorer, next_offsets: Mapping[int, int]
@@ -331,8 +329,28 @@ class Pipeline:
         for _, state in states:
             state.start_over(self._new_thresholds())
         self._drift = {}
-        self.symbols.learn(scorer.symbols)
         return tuple(closed)
+
+    def name(self, partition: int, key: int, offset: int | None = None) -> str:
+        """Return the name by which a partition's events tell of an instrument.
+
+        That of the symbol map; else the model's; else the first that the partition's messages gave
+        it; else `publisher:id`. So it depends on nothing but those messages and the model.
+
+        Parameters
+        ----------
+        partition, key
+            The input partition and the instrument.
+        offset
+            Of a message of the latest batch, or behind it: what later ones say does not count.
+            None: behind it.
+        """
+        given = self._given_name(key)
+        if given is not None:
+            return given
+        state = self._states.get(partition)
+        found = None if state is None else state.names.get(key, offset)
+        return unnamed(key) if found is None else found
 
     @property
     def scorer(self) -> Scorer:
@@ -410,6 +428,18 @@ class Pipeline:
         policy = spec.policy
         return ThresholdBook(thresholds, spec.max_instruments, policy.close_ratio, policy.quiet_s)
 
+    def _given_name(self, key: int) -> str | None:
+        given = self.symbols.get(key)
+        return self._scorer.symbols.get(key) if given is None else given
+
+    def _learn_names(self, batch: Batch) -> None:
+        if not batch.symbols:
+            return
+        for key, name in self._state_of(batch.partition).names.learn(batch, self.symbols).items():
+            given = self._given_name(key)
+            if given is not None and given != name:
+                self.symbols.refuse(key, given, name)
+
     def _score(self, blocks: Sequence[FeatureBlock]) -> tuple[ScoreBlock, ...]:
         """One scoring call for all partitions: a call has a cost of its own."""
         if len(blocks) == 1:
@@ -451,8 +481,7 @@ class Pipeline:
         """Advance a partition's episodes by its batch."""
         block, batch = part.block, part.batch
         state = self._state_of(batch.partition)
-        if batch.symbols:
-            state.names.learn(batch.symbols, self.symbols)
+        self._learn_names(batch)
         state.touched.mark(block.slots)
         book = state.book
         measures = np.stack(
@@ -566,7 +595,7 @@ class Pipeline:
             event_id=event_id(episode, transition.phase, source),
             episode_id=episode,
             phase=transition.phase,
-            symbol=self.symbols.name(transition.key),
+            symbol=self.name(source.partition, transition.key, source.offset),
             publisher_id=publisher,
             instrument_id=instrument,
             ts_event=transition.ts_alive if ts_event is None else ts_event,

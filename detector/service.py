@@ -173,7 +173,7 @@ class Service:
         artifact = read_artifact(config.model.path, config.model.public_key)
         self.features = artifact.features
         decoder = decoder_of(config, self.features)
-        names = {**artifact.symbols, **_names(config.input.symbols_file)}
+        symbols = SymbolMap(_names(config.input.symbols_file))
         self.registry = CollectorRegistry()
         for collector in (ProcessMetrics(), PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
@@ -206,7 +206,7 @@ class Service:
             if scorer.device == "gpu":
                 self.metrics.memory.of_gpu = gpu_memory_bytes
             self._model_hash = scorer.model_hash
-            self._daemon = self._build(decoder, scorer, SymbolMap(names))
+            self._daemon = self._build(decoder, scorer, symbols)
         except BaseException:
             self.http.close()
             raise

@@ -1,6 +1,7 @@
-"""The names of instruments: learnt from messages, read from a mapping file, or `publisher:id`.
+"""The names of instruments: learnt from ticks, read from a mapping file, or `publisher:id`.
 
-A name is only for people and for the key of an event; all state goes by the instrument key.
+A name is only for people and for the key of an event; all state goes by the instrument key. What
+the messages of an input partition bring is part of its state: `partition_state.PartitionNames`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ class SymbolMap:
 
     A second name for a key already named is a collision: the first name stays, and
     `take_collisions` tells of it. Names given at construction do not count against the limit. Any
-    thread may call it: intake learns while it replays one partition, decision while it decides
-    another.
+    thread may call it: intake replays one partition while decision decides another.
     """
 
     def __init__(self, names: Mapping[int, str] | None = None, limit: int = 1_000_000) -> None:
@@ -46,8 +46,13 @@ class SymbolMap:
                 if known is None:
                     if len(self._names) < self._limit:
                         self._names[key] = name
-                elif known != name and len(self._collisions) < self._limit:
-                    self._collisions[key, name] = known
+                elif known != name:
+                    self._note(key, known, name)
+
+    def refuse(self, key: int, kept: str, refused: str) -> None:
+        """Note a collision with a name that is kept elsewhere."""
+        with self._learning:
+            self._note(key, kept, refused)
 
     def take_collisions(self) -> list[tuple[int, str, str]]:
         """Return the collisions since the last call as `(key, kept, refused)`."""
@@ -66,10 +71,16 @@ class SymbolMap:
     def name(self, key: int) -> str:
         """Return the instrument's name, or `publisher:id` where none is known."""
         known = self._names.get(key)
-        if known is not None:
-            return known
-        publisher, instrument = split_key(key)
-        return f"{publisher}:{instrument}"
+        return unnamed(key) if known is None else known
+
+    def _note(self, key: int, kept: str, refused: str) -> None:
+        if len(self._collisions) < self._limit:
+            self._collisions[key, refused] = kept
+
+
+def unnamed(key: int) -> str:
+    """Return what an instrument without a name is called, `publisher:id`."""
+    return "{}:{}".format(*split_key(key))
 
 
 def write_symbols(names: Mapping[int, str]) -> bytes:

@@ -105,7 +105,9 @@ class TickBatch:
     indices
         `(n,)` int32: position of the tick within its message (files: 0).
     symbols
-        Names learnt from this batch, by instrument key; usually empty.
+        Names that this batch gives, by instrument key, the first of each; usually empty.
+    named_from
+        Offset of the message that gave it, by key; a name without one holds for the whole batch.
     """
 
     ticks: TickArray
@@ -113,6 +115,7 @@ class TickBatch:
     offsets: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int32]
     symbols: Mapping[int, str] = field(default_factory=dict)
+    named_from: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ticks)
@@ -123,7 +126,12 @@ class TickBatch:
     def taken(self, rows: slice | npt.NDArray[Any]) -> TickBatch:
         """Return the rows that a slice, a mask or an index array names, in their order."""
         return TickBatch(
-            self.ticks[rows], self.partition, self.offsets[rows], self.indices[rows], self.symbols
+            self.ticks[rows],
+            self.partition,
+            self.offsets[rows],
+            self.indices[rows],
+            self.symbols,
+            self.named_from,
         )
 
     @property
@@ -158,7 +166,7 @@ class VectorBatch:
         `(n, C)` float32 columns as the producer named them; may hold NaN.
     keys, ts_event
         `(n,)` int64 instrument keys and event times, ns since the epoch.
-    partition, offsets, indices, symbols
+    partition, offsets, indices, symbols, named_from
         As in `TickBatch`.
     """
 
@@ -169,6 +177,7 @@ class VectorBatch:
     offsets: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int32]
     symbols: Mapping[int, str] = field(default_factory=dict)
+    named_from: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -186,6 +195,7 @@ class VectorBatch:
             self.offsets[rows],
             self.indices[rows],
             self.symbols,
+            self.named_from,
         )
 
 

@@ -39,7 +39,7 @@ class Work:
     snapshots
         Feature state by partition as it is at this checkpoint, to be kept.
     outcome, latents
-        What deciding led to.
+        What deciding led to; latents with the name of their instrument.
     """
 
     ticket: Ticket
@@ -53,7 +53,7 @@ class Work:
     checkpoint: bool = False
     snapshots: Mapping[int, Arrays] = field(default_factory=dict)
     outcome: Outcome | None = None
-    latents: Sequence[LatentMessage] = ()
+    latents: Sequence[tuple[str, LatentMessage]] = ()
 
     @property
     def ticks(self) -> int:

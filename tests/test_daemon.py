@@ -37,7 +37,7 @@ from detector.model_watch import LoadedModel
 from detector.outbox import Addresses, Outbox
 from detector.pipeline import Outcome, Prepared
 from detector.scorer import ScoreBlock
-from detector.symbols import SymbolMap
+from detector.symbols import SymbolMap, unnamed
 from detector.ticks import TickBatch, empty_ticks
 from detector.wire import Decoded, Rejected
 from detector.work import Work
@@ -227,6 +227,11 @@ class EveryTickIsAnEvent:
     def model(self) -> tuple[str, str]:
         """Version and hash of what scores."""
         return self.scorer.version, self.scorer.model_hash
+
+    def name(self, partition: int, key: int) -> str:
+        """No instrument has a name."""
+        del partition
+        return unnamed(key)
 
     def drift(self) -> None:
         """Nothing is known."""
@@ -1125,7 +1130,6 @@ def test_a_dead_letter_is_free_once_it_is_acknowledged() -> None:
         Addresses("ticks", "anomalies", "dlq"),
         cast("Any", Sink()),
         Metrics(CollectorRegistry()),
-        str,
         lambda _: None,
     )
     ledger = Ledger()

@@ -22,7 +22,7 @@ from detector.partitions import Partitions
 from detector.pipeline import Prepared
 from detector.ticks import TickBatch, empty_ticks
 from detector.work import Work
-from tests.test_daemon import EveryTickIsAnEvent, model_of, part
+from tests.test_daemon import EveryTickHasALatent, EveryTickIsAnEvent, model_of, part
 
 
 class Transactions(TransactionalPublisher):
@@ -36,6 +36,7 @@ class Transactions(TransactionalPublisher):
         self._acknowledge: list[Acknowledge] = []
         self.answers = threading.Event()
         self.answers.set()
+        self.keys: list[bytes | None] = []
         self.refuses = False
         self.recovered = 0
 
@@ -64,8 +65,9 @@ class Transactions(TransactionalPublisher):
         partition: int = -1,
     ) -> None:
         """Take a record into the transaction."""
-        del topic, key, headers, partition
+        del topic, headers, partition
         self.open.append(value)
+        self.keys.append(key)
         if acknowledge is not None:
             self._acknowledge.append(acknowledge)
 
@@ -95,12 +97,12 @@ class Transactions(TransactionalPublisher):
 class Rig:
     """A decision with two partitions, and works for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Any = None) -> None:
         self.publisher = Transactions()
         self.partitions, self.ledger = Partitions(), Ledger()
         self.failures: list[BaseException] = []
         metrics = Metrics(CollectorRegistry())
-        self.pipeline = pipeline = cast("Any", EveryTickIsAnEvent())
+        self.pipeline = pipeline = pipeline or cast("Any", EveryTickIsAnEvent())
         refuse = lambda reason: self.failures.append(RuntimeError(reason))  # noqa: E731
         self.keeper = keeper = SimpleNamespace(
             records=lambda *_: [],
@@ -108,9 +110,10 @@ class Rig:
             committed=lambda _: None,
             busy=False,
         )
+        topics = Addresses("ticks", "anomalies", "dlq", "latents")
         self.decision = Decision(
             pipeline,
-            Outbox(Addresses("ticks", "anomalies", "dlq"), self.publisher, metrics, str, refuse),
+            Outbox(topics, self.publisher, metrics, refuse),
             self.publisher,
             metrics,
             self.partitions,
@@ -119,6 +122,7 @@ class Rig:
             ("ticks", "state"),
             cast("Any", keeper),
             self.failures.append,
+            latents=pipeline is not None,
         )
 
     def work(self, partition: int, first: int, count: int = 2) -> Work:
@@ -300,6 +304,21 @@ def test_works_are_decided_and_held_while_a_commit_is_in_flight() -> None:
     assert (len(first), of_first) == (2, {0: 7})
     assert (len(second), of_second) == (6, {0: 11, 1: 7})
     assert rig.ledger.wait_settled(0.0)
+
+
+def test_latents_have_the_name_that_is_known_when_they_are_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Works that are held keep it, although one behind them brings another."""
+    pipeline = EveryTickHasALatent()
+    rig = Rig(pipeline)
+    work = rig.work(0, 5, 1)
+    work.prepared = [pipeline.prepare(cast("Any", work.prepared[0].batch))]
+    monkeypatch.setattr(pipeline, "name", lambda *_: "FIRST")
+    rig.decision.decide(work)
+    monkeypatch.setattr(pipeline, "name", lambda *_: "LATER")
+    rig.decision.publish(work)
+    assert rig.publisher.keys == [b"FIRST"]
 
 
 def test_one_commit_is_for_all_works_that_wait() -> None:

@@ -216,12 +216,23 @@ def test_other_features_are_refused(models: list[Artifact], tmp_path: Path) -> N
     assert pipeline.model == ("a", models[0].model_hash)
 
 
-def test_new_names_are_learnt_and_old_ones_stay(models: list[Artifact]) -> None:
-    """Instruments only the new model knows by name get it; a name once given does not change."""
-    new = replace(models[1], symbols={1: "NEW", 2: "TWO"})
-    pipeline = Pipeline(DEFAULT, Scorer(models[0]), symbols=SymbolMap({1: "ONE"}))
-    pipeline.change_model(Scorer(new), {})
-    assert [pipeline.symbols.name(key) for key in (1, 2)] == ["ONE", "TWO"]
+def test_names_are_those_of_the_model_in_force(models: list[Artifact]) -> None:
+    """As after a restart with it: behind the mapping file's, before those of messages."""
+    old, new = (
+        replace(models[0], symbols={1: "OLD", 2: "OLD", 3: "OLD"}),
+        replace(models[1], symbols={1: "NEW", 2: "NEW"}),
+    )
+    names = dict.fromkeys((2, 3, 4), "MESSAGE")
+    part = TickBatch.from_ticks(market(10, 4, 1), symbols=names)
+    swapped = Pipeline(DEFAULT, Scorer(old), symbols=SymbolMap({1: "FILE"}))
+    swapped.process(part)
+    assert [swapped.name(0, key) for key in range(1, 6)] == ["FILE", "OLD", "OLD", "MESSAGE", "0:5"]
+    swapped.change_model(Scorer(new), {})
+    restarted = Pipeline(DEFAULT, Scorer(new), symbols=SymbolMap({1: "FILE"}))
+    restarted.restore(0, {}, {}, [swapped.take_delta(0)])
+    for pipeline in (swapped, restarted):
+        told = [pipeline.name(0, key) for key in range(1, 6)]
+        assert told == ["FILE", "NEW", "MESSAGE", "MESSAGE", "0:5"]
 
 
 def plain(events: Any) -> list[dict[str, Any]]:

@@ -69,6 +69,26 @@ def test_events_are_those_of_the_pipeline(ticks: tuple[Path, TickBatch], tmp_pat
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == len(batch)
 
 
+def test_rows_and_events_have_the_files_names_then_the_models(
+    ticks: tuple[Path, TickBatch], tmp_path: Path
+) -> None:
+    """An instrument that no row names goes by the model's name, in both outputs."""
+    _, batch = ticks
+    ours, theirs, nobodys = np.unique(batch.keys).tolist()
+    write_parquet(tmp_path / "named.parquet", [replace(batch, symbols={ours: "FILE"})])
+    artifact = replace(
+        random_artifact(tmp_path / "model", threshold=2.0), symbols={ours: "X", theirs: "MODEL"}
+    )
+    out, lines = tmp_path / "scores.parquet", tmp_path / "events.jsonl"
+    score_files(artifact, Files((tmp_path / "named.parquet",)), out, events=lines)
+    want = {ours: "FILE", theirs: "MODEL", nobodys: "7:3"}
+    table = pq.read_table(out, columns=["symbol", "publisher_id", "instrument_id"]).to_pylist()
+    events = [json.loads(line) for line in lines.read_bytes().splitlines()]
+    for rows in (table, events):
+        told = {(row["publisher_id"] << 32 | row["instrument_id"], row["symbol"]) for row in rows}
+        assert told == set(want.items())
+
+
 def test_thresholds_that_adapt_are_those_of_the_pipeline_in_any_batches(
     ticks: tuple[Path, TickBatch], tmp_path: Path
 ) -> None:

@@ -206,6 +206,7 @@ class TestJson:
         assert (chr(tick["action"]), chr(tick["side"])) == ("T", "B")
         assert tick["instrument_id"] == stable_instrument_id("ESU4")
         assert batch.symbols == {stable_instrument_id("ESU4"): "ESU4"}
+        assert batch.named_from == {stable_instrument_id("ESU4"): 7}
 
     def test_golden_array_is_the_golden_records(self) -> None:
         """The array and the DBN records that say the same give the same ticks."""
@@ -213,6 +214,34 @@ class TestJson:
         assert batch.ticks.tolist() == two_ticks().tolist()
         assert batch.symbols == {instrument_key(1, 118): "ESU4"}
         assert batch.indices.tolist() == [0, 1]
+
+    def test_first_name_in_the_order_of_messages_counts(self) -> None:
+        """Within a message, and among those decoded together; each is told with its offset."""
+        es, nq, cl = instrument_key(1, 118), instrument_key(1, 119), stable_instrument_id("CLQ4")
+        golden_names = golden("json_names.json")
+        batch = ticks_of(make_decoder("json").decode([golden_names], [7], 1))
+        assert batch.symbols == {nq: "NQU4", es: "ESU4", cl: "CLQ4"}
+        assert list(batch.symbols) == [nq, es, cl]
+        assert batch.named_from == {nq: 7, es: 7, cl: 7}
+        values = [encode_json(two_ticks(), name) for name in (None, "A", "B", None)]
+        batch = ticks_of(make_decoder("json").decode([*values, golden_names], [2, 3, 5, 8, 9], 1))
+        assert batch.symbols == {es: "A", nq: "NQU4", cl: "CLQ4"}
+        assert batch.named_from == {es: 3, nq: 9, cl: 9}
+
+    def test_a_refused_message_names_nothing(self) -> None:
+        """Not even an instrument that a good message is about, be the fault before or behind."""
+        named, plain = (
+            b'{"instrument_id": 118, "publisher_id": 1, "ts_event": 1, "action": "A"%s}' % more
+            for more in (b', "symbol": "BAD"', b"")
+        )
+        wrong = plain.replace(b'"A"', b'"X"')
+        values = [b"[%s,%s]" % (named, wrong), b"[%s,%s]" % (wrong, named), plain]
+        batch = ticks_of(make_decoder("json").decode(values, [0, 1, 2], 0))
+        assert (batch.symbols, batch.named_from) == ({}, {})
+        values.append(encode_json(two_ticks(), "GOOD"))
+        batch = ticks_of(make_decoder("json").decode(values, [0, 1, 2, 3], 0))
+        assert batch.symbols == {instrument_key(1, 118): "GOOD"}
+        assert batch.named_from == {instrument_key(1, 118): 3}
 
     def test_encoder_writes_one_object_for_one_tick(self) -> None:
         """One tick is an object, several are an array, and null fields are left out."""

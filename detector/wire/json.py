@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,6 @@ from detector.ticks import (
     TickArray,
     TickBatch,
     empty_ticks,
-    instrument_key,
     stable_instrument_id,
 )
 from detector.wire.base import Decoded, Headers, Offsets, Rejected, tick_positions
@@ -84,11 +84,12 @@ class JsonDecoder:
         rejected = [Rejected(row, reasons[row]) for row in sorted(reasons)]
         if bad.all():
             return Decoded(None, rejected)
-        good = ticks if not bad.any() else ticks[~bad[message]]
+        if bad.any():
+            kept = ~bad[message]
+            ticks, names = ticks[kept], list(compress(names, kept.tolist()))
         positions = tick_positions(counts[~bad], np.asarray(offsets, np.int64)[~bad])
-        kept = set(TickBatch(good, partition, *positions).keys.tolist()) if names else set()
-        symbols = {key: name for key, name in names.items() if key in kept}
-        return Decoded(TickBatch(good, partition, *positions, symbols), rejected)
+        batch = TickBatch(ticks, partition, *positions)
+        return Decoded(_named(batch, names), rejected)
 
 
 class _Columns:
@@ -142,14 +143,13 @@ class _Columns:
             values.append(number)
         return np.array(values, kind.dtype)
 
-    def instruments(self, ticks: TickArray) -> dict[int, str]:
-        """Fill the instrument ids; gives the symbols by key."""
+    def instruments(self, ticks: TickArray) -> list[Any]:
+        """Fill the instrument ids; gives the symbol of each object, None where it has none."""
         known: dict[Any, int] = {}
-        names: dict[int, str] = {}
+        names = [fields.get("symbol") for fields in self._rows]
+        numbers = [fields.get("instrument_id") for fields in self._rows]
         ids = np.zeros(len(ticks), np.int64)
-        publishers = ticks["publisher_id"].tolist()
-        for row, fields in enumerate(self._rows):
-            name, number = fields.get("symbol"), fields.get("instrument_id")
+        for row, (name, number) in enumerate(zip(names, numbers, strict=True)):
             try:
                 if name is not None and (type(name) is not str or name not in known):
                     known[name] = stable_instrument_id(_symbol(name))
@@ -157,13 +157,11 @@ class _Columns:
                     if name is None:
                         self._refuse(row, "missing_field")
                         continue
-                    number = known[name]
-                ids[row] = _integer(number, 0, 0xFFFF_FFFF)
+                    ids[row] = known[name]
+                else:
+                    ids[row] = _integer(number, 0, 0xFFFF_FFFF)
             except ValueError:
                 self._refuse(row, "bad_value")
-                continue
-            if name is not None:
-                names[instrument_key(publishers[row], number)] = name
         ticks["instrument_id"] = ids
         return names
 
@@ -189,6 +187,25 @@ def encode_json(ticks: TickArray, symbol: str | None) -> bytes:
         for values in zip(*columns.values(), strict=True)
     ]
     return orjson.dumps(rows[0] if len(rows) == 1 else rows)
+
+
+def _named(batch: TickBatch, names: list[Any]) -> TickBatch:
+    """Give a batch the names of its ticks, each instrument the first, and from where it holds.
+
+    Not the last: which messages are decoded together must not matter.
+    """
+    rows = [row for row, name in enumerate(names) if name is not None]
+    if not rows:
+        return batch
+    first: dict[int, int] = {}
+    for key, row in zip(batch.keys[rows].tolist(), rows, strict=True):
+        first.setdefault(key, row)
+    offsets = batch.offsets[list(first.values())].tolist()
+    return replace(
+        batch,
+        symbols={key: names[row] for key, row in first.items()},
+        named_from=dict(zip(first, offsets, strict=True)),
+    )
 
 
 def _parse(
