@@ -40,11 +40,12 @@ from detector.ledger import Ledger
 from detector.metrics import Metrics
 from detector.model_changes import ModelChange
 from detector.model_watch import LoadedModel
-from detector.outbox import Addresses, Outbox
+from detector.outbox import USUAL_LIMIT_BYTES, Addresses, Outbox
 from detector.partitions import Partitions
 from detector.pipeline import Pipeline, Prepared
 from detector.state_checks import Arrays
 from detector.state_keeper import Restored, StateKeeper
+from detector.state_records import CHUNK_BYTES
 from detector.ticks import Batch
 from detector.wire import Decoder
 from detector.work import Work
@@ -260,26 +261,29 @@ class Daemon:
         held = sorted(self._consumer.held.copy())
         reasons = {
             "stopping": self._failure is not None or self._stop.is_set(),
-            (hung := self._hung()): bool(hung),
+            (stuck := self._loop_stuck()): bool(stuck),
             "waiting for Kafka and its topics": not self._started,
             "the group has another member with this group.instance.id, waiting for its end": (
                 self._name_wait_s > 0
             ),
-            "waiting for the consumer group's assignment": not self._partitions.joined,
             f"no broker reachable: {self._consumer.health.last_error}": (
                 not self._consumer.health.reachable
             ),
+            "waiting for the consumer group's assignment": not self._partitions.joined,
+            (hung := self._hung()): bool(hung),
             "a transaction was lost, beginning anew from what is committed": self._decision.lost,
             f"state of partitions {held} is being read": bool(held),
             f"windows of partitions {rebuilt} are being rebuilt from their ticks": bool(rebuilt),
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
 
-    def _hung(self) -> str:
-        """Why nothing is processed although the process runs, in words; "" where it is."""
+    def _loop_stuck(self) -> str:
+        """Why the process as a whole is not well, in words; "" where it is."""
         alive, reason = self.healthy()
-        if not alive:
-            return reason
+        return "" if alive else reason
+
+    def _hung(self) -> str:
+        """Why nothing is processed although the loop runs, in words; "" where it is."""
         waited_s = time.monotonic() - self._waits_since
         if waited_s <= _BEAT_LIMIT_S:
             return ""
@@ -301,7 +305,7 @@ class Daemon:
                 self._stop.wait(wait_s)
                 wait_s = min(10.0, wait_s * 2)
                 continue
-            if lacking := self._lacking(topics) or self._loses_state() or self._takes_no_events():
+            if lacking := self._lacking(topics) or self._loses_state() or self._too_small():
                 raise DaemonFailedError(lacking)
             return
 
@@ -334,19 +338,22 @@ class Daemon:
         why = self._publisher.wrong_policy(self._settings.state, "compact")
         return f"topic {self._settings.state} {why}" if why else ""
 
-    def _takes_no_events(self) -> str:
-        """Say that the topic of events takes too small records, if it is known to be so.
+    def _too_small(self) -> str:
+        """Say that a topic takes too small records for what goes there, if it is known to be so.
 
-        Before it can: a record that is refused for its size would be met again by every start.
+        Beforehand: a record that is refused for its size would be met again by every start.
         """
-        topic = self._settings.anomalies
-        limit = self._publisher.settings_of(topic).get("max.message.bytes")
-        if limit is None or int(limit) >= EVENT_BYTES:
-            return ""
-        return (
-            f"topic {topic} has max.message.bytes = {limit}; an event may need {EVENT_BYTES}: set "
-            "it to that at least"
-        )
+        needs = {self._settings.anomalies: ("an event", EVENT_BYTES)}
+        if self._keeper is not None:
+            needs[self._settings.state] = "a record of state", CHUNK_BYTES
+        for topic, (what, bytes_) in needs.items():
+            limit = self._publisher.settings_of(topic).get("max.message.bytes")
+            if limit is not None and int(limit) < bytes_:
+                return (
+                    f"topic {topic} has max.message.bytes = {limit}; {what} may need {bytes_}: set "
+                    f"it to {USUAL_LIMIT_BYTES}, the default of Kafka, or to that at least"
+                )
+        return ""
 
     def _transactions_possible(self) -> bool:
         """Wait until transactions can be begun; False if told to stop before."""
@@ -750,7 +757,9 @@ class Daemon:
         self._commit()
         self._release(partitions, "revoked")
         if not settled:
-            _log.warning("revoked before everything was acknowledged; it will be repeated")
+            _log.warning(
+                "revoked before everything was committed; the next owner begins at what is"
+            )
 
     def lost(self, partitions: list[int]) -> None:
         """Forget partitions that another member has already; commit nothing for them."""
@@ -795,7 +804,11 @@ class Daemon:
             places = self._consumer.places(partitions, _ANSWER_S)
             found = keeper.restore(places, self._beat)
         except TimeoutError as error:
-            _log.warning("state cannot be restored yet, waiting", error=str(error))
+            _log.warning(
+                "state cannot be restored yet, waiting",
+                topic=self._settings.state,
+                error=str(error),
+            )
             self._restore_due = time.monotonic() + _RETRY_S
             self._end_without_topics()
             self._stay_a_member()
@@ -823,7 +836,8 @@ class Daemon:
         now = time.monotonic()
         self._lacks_since = min(self._lacks_since, now) if lacking else math.inf
         if lacking and now - self._lacks_since >= _LACKING_S:
-            raise DaemonFailedError(lacking)
+            self._failure = DaemonFailedError(lacking)  # told by `stopped`, too
+            raise self._failure
 
     def _stay_a_member(self) -> None:
         self._raise_if_unusable()

@@ -31,7 +31,7 @@ from detector.ledger import Ledger, Ticket
 from detector.metrics import Metrics
 from detector.model_changes import LOGGED_AS, ModelChange
 from detector.model_watch import LoadedModel
-from detector.outbox import TOO_LARGE, Outbox
+from detector.outbox import TOO_LARGE, USUAL_LIMIT_BYTES, Outbox
 from detector.partitions import Partitions
 from detector.pipeline import Outcome, Pipeline
 from detector.scorer import Scorer
@@ -46,7 +46,6 @@ QUEUED_WORKS: Final = 2
 HELD_WORKS: Final = 8
 """Decided works that wait for the transaction in flight. They are kept with their messages and
 features, some megabytes each where they are as large as they may be."""
-_STATE_LIMIT_BYTES: Final = 1_048_588  # of a record, where neither topic nor brokers say another
 
 
 class Observer(Protocol):
@@ -329,7 +328,7 @@ class Decision:
         def acknowledged(error: str | None) -> None:
             if error is not None:
                 advice = (
-                    f"; set max.message.bytes of that topic to {_STATE_LIMIT_BYTES}, the default, "
+                    f"; set max.message.bytes of that topic to {USUAL_LIMIT_BYTES}, the default, "
                     f"at least: records of state have up to {CHUNK_BYTES} bytes before compression"
                     if TOO_LARGE in error
                     else ""

@@ -27,6 +27,7 @@ from detector.work import Work
 
 _log = structlog.get_logger("tapewatch")
 
+USUAL_LIMIT_BYTES: Final = 1_048_588  # of a record, where neither topic nor brokers say another
 _CLOCK_SKEW_S: Final = 1.0  # a producer's clock may be this much ahead of ours
 TOO_LARGE: Final = "TOO_LARGE"  # in the names of Kafka's errors for a size; only it is cut for
 _DEAD_LETTER_PART_BYTES: Final = 64 * 1024
@@ -145,7 +146,7 @@ class Outbox:
             if error is not None:
                 self.refused(
                     f"event {event.event_id} to topic {self._topics.anomalies} was refused by "
-                    f"Kafka: {error}"
+                    f"Kafka: {error}{_too_large_advice(error)}"
                 )
                 return
             self._metrics.events.labels(event.phase, event.severity).inc()
@@ -253,6 +254,12 @@ class Outbox:
         # from is taken in again.
         if self._at_once:
             self._again.put(letter)
+
+
+def _too_large_advice(error: str) -> str:
+    if TOO_LARGE not in error:
+        return ""
+    return f"; set max.message.bytes of that topic to {USUAL_LIMIT_BYTES}, the default"
 
 
 def _cut(key: bytes | None, value: bytes | None, times: int) -> Form:

@@ -7,6 +7,7 @@ that could not be scored; the HTTP port answers from the start and says what is 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Final, NoReturn, Self
 
 import numpy as np
+import orjson
 import structlog
 from prometheus_client import (
     GC_COLLECTOR,
@@ -340,10 +342,14 @@ def transactional_id(config: Config) -> str:
     """Return a name for this member's transactions: the same at each start, if it can be.
 
     With static membership it is the member's own. Without it every run has another one: what a
-    killed run left open then ends by `transaction_timeout_ms`.
+    killed run left open then ends by `transaction_timeout_ms`. The digest at its end tells apart
+    what only looks alike, as member b-c of group a and member c of group a-b: two that share a name
+    would end each other's transactions for ever.
     """
+    group = config.kafka.group_id
     member = config.kafka.plain_properties().get("group.instance.id") or uuid.uuid4().hex
-    return f"{config.kafka.group_id}-{member}"
+    told_apart = hashlib.blake2b(orjson.dumps([group, member]), digest_size=8).hexdigest()
+    return f"{group}-{member}-{told_apart}"
 
 
 def exit_if_stuck(within_s: float = EXIT_WITHIN_S) -> threading.Timer:

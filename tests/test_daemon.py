@@ -669,6 +669,9 @@ def test_a_hung_decision_is_not_ready_though_intake_still_turns() -> None:
             ready, reason = rig.daemon.ready()
             assert (ready, rig.value("tapewatch_ready")) == (False, 0)
             assert reason.startswith("no micro-batch was decided and published for 3")
+            rig.consumer.health.on_statistics('{"brokers": {}}')
+            assert rig.daemon.ready()[1].startswith("no broker reachable"), "which is why"
+            rig.consumer.health.on_statistics('{"brokers": {"b": {"state": "UP", "nodeid": 1}}}')
             assert rig.daemon.healthy()[0]
         finally:
             goes_on.set()

@@ -102,7 +102,7 @@ class Rig:
         self.partitions, self.ledger = Partitions(), Ledger()
         self.failures: list[BaseException] = []
         metrics = Metrics(CollectorRegistry())
-        self.pipeline = pipeline = pipeline or cast("Any", EveryTickIsAnEvent())
+        self.pipeline = pipeline or cast("Any", EveryTickIsAnEvent())
         refuse = lambda reason: self.failures.append(RuntimeError(reason))  # noqa: E731
         self.keeper = keeper = SimpleNamespace(
             records=lambda *_: [],
@@ -112,7 +112,7 @@ class Rig:
         )
         topics = Addresses("ticks", "anomalies", "dlq", "latents")
         self.decision = Decision(
-            pipeline,
+            self.pipeline,
             Outbox(topics, self.publisher, metrics, refuse),
             self.publisher,
             metrics,

@@ -340,9 +340,14 @@ def test_other_fatal_errors_stay_fatal() -> None:
     """A member that was fenced is not asked for again."""
     consumer: Any = TickConsumer(NEWER, "group", "ticks", Told())
     consumer.close()
-    consumer._consumer = RefusedClient(["Fatal error: Broker: Static consumer fenced"])
+    told = (
+        "Fatal error: Broker: Static consumer fenced by other consumer with same group.instance.id"
+    )
+    consumer._consumer = RefusedClient([told])
     consumer.fetch(10, 0.0)
     assert consumer.health.fatal is not None
+    assert "FENCED_INSTANCE_ID" in str(consumer.health.fatal)
+    assert "give each daemon its own" in str(consumer.health.fatal)
     assert not consumer.name_taken
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from detector.artifact import ArtifactError, sign_artifact
-from detector.config import Config, ModelConfig
+from detector.config import Config, KafkaConfig, ModelConfig
 from detector.features import DEFAULT, vector_spec
 from detector.kernels_scoring import score_rows
-from detector.service import load_next
+from detector.service import load_next, transactional_id
 from tests.models import random_artifact
 from tests.test_signing import make_key
 
@@ -48,3 +48,16 @@ def test_a_next_model_needs_the_signature_that_the_first_one_needed(tmp_path: Pa
         load_next(folder, config, DEFAULT)
     sign_artifact(folder, private)
     assert load_next(folder, config, DEFAULT).scorer.model_hash
+
+
+def test_no_two_members_share_a_transactional_id() -> None:
+    """Not even those whose names only look alike: they would fence each other for ever."""
+
+    def name(group: str, member: str) -> str:
+        kafka = KafkaConfig(group_id=group, properties={"group.instance.id": member})
+        return transactional_id(Config(kafka=kafka))
+
+    assert name("a", "b-c") != name("a-b", "c")
+    assert name("a", "b") == name("a", "b"), "a restart goes on as the same"
+    assert name("a", "b").startswith("a-b-"), "access is given by the group's name"
+    assert transactional_id(Config()) != transactional_id(Config()), "without a member's name"

@@ -178,7 +178,7 @@ class Health:
         )
         final = error.fatal() or error.code() == KafkaError._FATAL  # noqa: SLF001
         if final or untrusted or error.code() in _UNUSABLE:
-            self.fatal = KafkaUnusableError(f"Kafka: {error.name()}: {error.str()}")
+            self.fatal = KafkaUnusableError(f"Kafka: {error.name()}: {error.str()}{_advice(error)}")
 
     def on_statistics(self, text: str) -> None:
         """Take librdkafka's statistics callback."""
@@ -186,6 +186,17 @@ class Health:
         self._brokers_up = self.statistics.brokers_up
         if self.statistics.brokers_silent:
             self._last_error = f"connected, but no answer for {self._patience_s:.0f} s"
+
+
+def _advice(error: KafkaError) -> str:
+    """Say what to do about a fatal error whose own words do not."""
+    # The code of what was fatal is not handed on.
+    if "fenced by other consumer" not in error.str():
+        return ""
+    return (
+        " (FENCED_INSTANCE_ID): another process has taken this group.instance.id; give each daemon "
+        "its own"
+    )
 
 
 def done_within(seconds: float, call: Callable[[], object]) -> bool:

@@ -36,6 +36,14 @@ _OPEN_FOR: Final = 4
 milliseconds of processor time here and at the brokers, whatever is in it: open for one
 such time, they cost a quarter of a backlog's throughput, for four a sixth (docs/performance.md)."""
 
+_FENCED: Final = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001  (the client's public names start so)
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+    }
+)
+
 Step = Callable[[str], None]
 """Told the name of a step just before or after it, for tests that kill the process there."""
 
@@ -196,7 +204,7 @@ class TransactionalPublisher(Publisher):
             code = error.args[0].code()
             if code in _FOR_GOOD and acknowledge is not None:
                 acknowledge(str(error.args[0]))
-            raise TransactionLostError(str(error.args[0].str())) from error
+            raise TransactionLostError(self._told(error.args[0])) from error
         self._published += 1
         if acknowledge is not None:
             self._pending.append(acknowledge)
@@ -248,7 +256,7 @@ class TransactionalPublisher(Publisher):
             self._producer.begin_transaction()
         except KafkaException as error:
             self._spent = True
-            raise TransactionLostError(str(error.args[0].str())) from error
+            raise TransactionLostError(self._told(error.args[0])) from error
         self._open_since = time.monotonic()
         self.step("after_begin")
 
@@ -269,7 +277,7 @@ class TransactionalPublisher(Publisher):
                     # Without an answer it is not known what became of the transaction, and an
                     # answer that comes later could be taken for that to another call.
                     self._spent = not found.txn_requires_abort()
-                    raise TransactionLostError(f"{found.name()}: {found.str()}") from error
+                    raise TransactionLostError(self._told(found)) from error
                 time.sleep(_PAUSE_S / 4)
             else:
                 return
@@ -292,6 +300,15 @@ class TransactionalPublisher(Publisher):
             with refusals():
                 self._producer = Producer(self._properties)
         self._used = True
+
+    def _told(self, error: KafkaError) -> str:
+        """Return what went wrong, for people."""
+        told = f"{error.name()}: {error.str()}"
+        if error.code() not in _FENCED:
+            return told
+        return (
+            f"{told}; another process uses transactional id {self._properties['transactional.id']}"
+        )
 
     def _refuse_denied(self, error: KafkaError) -> None:
         if error.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:

@@ -41,7 +41,7 @@ COLUMNS: Final = (
     *("expected", "seen", "lost", "repeated", "altered", "unexpected", "out of order", "s"),
 )
 SOAK: Final = "soak"
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 200)  # a table in a file is whole
 
 
 def main() -> int:

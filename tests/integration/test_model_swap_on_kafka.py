@@ -20,10 +20,12 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from detector.artifact import WEIGHTS, read_artifact
+from detector.config import load_config
 from detector.events import EpisodePolicy
 from detector.model_changes import Timeline, read_changes
 from detector.model_replay import ModelReplay
 from detector.pipeline import PipelineSpec
+from detector.service import transactional_id
 from detector.symbols import SymbolMap
 from detector.wire import make_decoder
 from tests.conftest import TopicFactory
@@ -212,13 +214,14 @@ def test_a_swap_within_a_transaction_that_is_lost(
 
     It is lost because a producer of the same name takes over just before it is committed.
     """
-    name = {"bootstrap.servers": desk.bootstrap, "transactional.id": f"{desk.group}-one"}
     text = watching(desk).replace("properties = {", 'properties = { "group.instance.id" = "one",')
     fenced: list[Producer] = []
 
     def fence_with_the_swap() -> None:
         if not fenced and "model swapped" in daemon.log:
-            fenced.append(Producer(name))
+            name = transactional_id(load_config(tmp_path / "daemon" / "tapewatch.toml"))
+            rival = {"bootstrap.servers": desk.bootstrap, "transactional.id": name}
+            fenced.append(Producer(rival))
             fenced[0].init_transactions(10.0)
 
     with StepCalls(fence_with_the_swap) as calls:
@@ -235,6 +238,7 @@ def test_a_swap_within_a_transaction_that_is_lost(
             wait_until(desk.caught_up, daemon)
             assert in_force(daemon, other)
             assert daemon.terminate() == 0, daemon.log
+    assert "another process uses transactional id" in daemon.log
     messages = read_topic(desk.bootstrap, desk.ticks, lambda read: len(read) >= len(load.ticks))
     want, _ = expected(desk, [model, other], daemon._log_path, messages)
     closed = [e for e in want.values() if e["phase"] == "close"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from detector.wire import encode_dbn
@@ -62,14 +62,22 @@ port = 0
         (made,) = self.admin.create_topics([topic]).values()
         made.result(30)
 
-    def create_all(
-        self, state: Mapping[str, str] = COMPACT, anomalies: Mapping[str, str] | None = None
-    ) -> None:
+    def create_all(self, state: Mapping[str, str] = COMPACT) -> None:
         """Create all of them."""
-        self.create("ticks")
-        self.create("anomalies", config=anomalies)
-        self.create("dlq")
+        for which in ("ticks", "anomalies", "dlq"):
+            self.create(which)
         self.create("state", config=state)
+
+    def limit(self, which: str, n: int) -> None:
+        """Let one of them take records of so many bytes only."""
+        entry = ConfigEntry(
+            "max.message.bytes", str(n), incremental_operation=AlterConfigOpType.SET
+        )
+        place = ConfigResource(
+            ConfigResource.Type.TOPIC, f"{self.name}-{which}", incremental_configs=[entry]
+        )
+        (done,) = self.admin.incremental_alter_configs([place]).values()
+        done.result(30)
 
     def delete(self, which: str) -> None:
         """Delete one of them."""
@@ -131,16 +139,18 @@ def test_a_topic_of_state_that_forgets_is_refused(
     assert "CONFWARN" not in done.stderr
 
 
-def test_a_topic_that_takes_no_events_is_refused(
-    topics: Topics, model: Path, tmp_path: Path
+@pytest.mark.parametrize(("which", "what"), [("anomalies", "an event"), ("state", "a record")])
+def test_a_topic_that_takes_too_small_records_is_refused(
+    topics: Topics, model: Path, tmp_path: Path, which: str, what: str
 ) -> None:
-    """An event that is refused for its size would end every start anew: it never comes to that."""
-    topics.create_all(anomalies={"max.message.bytes": "1000"})
+    """One that is refused for its size would end every start anew: it never comes to that."""
+    topics.create_all()
+    topics.limit(which, 1000)
     path = tmp_path / "tapewatch.toml"
     path.write_text(topics.config(model))
     done = tapewatch("run", "--config", path, wait_s=ENDS_WITHIN_S)
     assert done.returncode == 1, done.stderr
-    told = f"topic {topics.name}-anomalies has max.message.bytes = 1000; an event may need 16384"
+    told = f"topic {topics.name}-{which} has max.message.bytes = 1000; {what}"
     assert told in done.stderr
 
 
@@ -149,10 +159,11 @@ def test_a_record_of_state_that_does_not_fit_names_the_setting(
     topics: Topics, model: Path, tape: Tape, start_daemon: StartDaemon, delivery: str
 ) -> None:
     """A topic of state that takes too small records ends the daemon, with what to set to what."""
-    topics.create_all(state={**COMPACT, "max.message.bytes": "500"})
+    topics.create_all()
     snapshots = "[state]\nsnapshot_interval_s = 0.5"
     config = f'delivery = "{delivery}"\n{topics.config(model)}{snapshots}'
     daemon = start_daemon(config).wait_ready()
+    topics.limit("state", 500)
     topics.feed(tape, 0, 4000)
     assert daemon.process.wait(ENDS_WITHIN_S) == 1, daemon.log
     last = daemon.log.strip().splitlines()[-1]
