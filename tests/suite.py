@@ -1,8 +1,8 @@
-"""All tests, in two halves at once: `make test`. Arguments make it a plain run of pytest.
+"""All tests, in three parts at once: `make test`. Arguments make it a plain run of pytest.
 
-One half is what takes longest with a real Kafka or Prometheus, and mostly waits; the other is the
-rest, which takes about as long. The second prints as it goes, the first at its end, so that their
-lines do not mix.
+Two parts are what takes longest with a real Kafka or Prometheus, and mostly waits; the third is the
+rest, which takes longest. That one prints as it goes, the others at the end, so that their lines do
+not mix.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from typing import Final
 
-WITH_SERVERS: Final = ("tests/integration", "tests/faults/test_delivery.py")
+DELIVERY: Final = "tests/faults/test_delivery.py"
+APART: Final = (
+    ("tests/integration", DELIVERY),
+    ("tests/faults", f"--ignore={DELIVERY}"),
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -21,20 +26,29 @@ def main(arguments: list[str]) -> int:
     pytest = [sys.executable, "-m", "pytest"]
     if arguments:
         return subprocess.run([*pytest, *arguments], check=False).returncode
-    apart = [*pytest, *WITH_SERVERS, "-o", "cache_dir=.pytest_cache/with_servers"]
-    rest = [*pytest, *(f"--ignore={place}" for place in WITH_SERVERS)]
-    with tempfile.TemporaryFile() as said:
-        print(f"In two halves: {', '.join(WITH_SERVERS)}, shown at the end; and all others, now.")
-        with subprocess.Popen(apart, stdout=said, stderr=subprocess.STDOUT) as servers:
-            try:
-                code = subprocess.run(rest, check=False).returncode
-                code = servers.wait() or code
-            except KeyboardInterrupt:
-                servers.send_signal(signal.SIGINT)
-                servers.wait()
-                code = 130
-        said.seek(0)
-        sys.stdout.buffer.write(said.read())
+    rest = [*pytest, *(f"--ignore={part[0]}" for part in APART)]
+    with ExitStack() as open_:
+        said, running = [], []
+        for number, part in enumerate(APART):
+            output = open_.enter_context(tempfile.TemporaryFile())
+            command = [*pytest, *part, "-o", f"cache_dir=.pytest_cache/apart{number}"]
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            said.append(output)
+            running.append(open_.enter_context(process))
+        print("Some now, others shown at the end:", *(part[0] for part in APART))
+        sys.stdout.flush()
+        try:
+            code = subprocess.run(rest, check=False).returncode
+            for process in running:
+                code = process.wait() or code
+        except KeyboardInterrupt:
+            for process in running:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            code = 130
+        for output in said:
+            output.seek(0)
+            sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
     return code
 

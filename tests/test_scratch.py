@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from detector.errors import RefusedError
 from tests.running import Tape, plain_environment, wait_until
 from training.scratch import LOCK, remove_abandoned, scratch_folder
+from training.signals import ends_in_order
 
 OWNER = """
 import sys, time
@@ -87,6 +90,27 @@ def test_a_place_that_is_missing_names_the_option(tmp_path: Path) -> None:
         scratch_folder("train", Path("/proc")),
     ):
         pass
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_within_a_callback(
+    sent: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a handler raises is dropped where C calls Python, as Numba's compiler does."""
+
+    def called_back() -> None:
+        os.kill(os.getpid(), sent)
+        time.sleep(0.01)  # the handler raises here
+
+    @ends_in_order
+    def command() -> None:
+        ctypes.CFUNCTYPE(None)(called_back)()
+        time.sleep(10.0)
+
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code == 128 + sent
+    assert capsys.readouterr().err == f"command: ended by {sent.name} before it was done\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
